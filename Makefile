@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# Every target is a thin call into the folder that does the work: see `make help`.
+
+TREE ?= series
+CONFIG ?= release
+BASE ?= baseline
+export BASE
+
+comma := ,
+trees := $(subst $(comma), ,$(TREE))
+configs := $(subst $(comma), ,$(CONFIG))
+
+.PHONY: help install tree refresh kernel image run test check bisect bench compare mbox deb clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
+
+install: ## install the Debian packages that are missing
+	@base/install
+
+tree: install ## make build/linux, a git tree: stock, baseline, one commit a patch (KSRC=)
+	@base/tree
+
+refresh: ## take the commits of build/linux back into patches/ and the new files
+	@base/refresh
+
+kernel: tree ## build kernels: TREE=stock,baseline,series CONFIG=release,debug
+	@for t in $(trees); do for c in $(configs); do base/kernel "$$t" "$$c" || exit 1; done; done
+
+image: ## print the path of a built kernel: TREE= CONFIG=
+	@for t in $(trees); do for c in $(configs); do base/kernel "$$t" "$$c" --image || exit 1; done; done
+
+run: tree ## the demonstration: a pinned buffer, its process forks, on baseline and series
+	@guest/demo
+
+test: tree ## everything a change must pass; ends with N passed, N failed, N skipped
+	@guest/suite
+
+check: tree ## the static checks: checkpatch, sparse, coccicheck, each patch by itself, ...
+	@checks/run
+
+bisect: tree ## build and boot the kernel of every single patch
+	@checks/bisect
+
+bench: tree ## instructions for each page pinned and unpinned, stock against series
+	@bench/run
+
+compare: tree ## the same tests on several kernels: TREE=stock,baseline,series
+	@guest/compare $(trees)
+
+mbox: tree ## the series as mails in build/mbox (BASE=stock: for an untouched 5.10)
+	@base/mbox
+
+deb: tree ## Debian packages of the series kernel (CONFIG_FILE=: your configuration)
+	@base/deb
+
+clean: ## remove all that was built
+	rm -rf build

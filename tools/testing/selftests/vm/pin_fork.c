@@ -1,0 +1,1040 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Fork and pinned anonymous memory that is mapped by page table entries: the
+ * page a device was given stays with the process that gave it (R7, C1), and
+ * the child has the bytes as they were at fork, for ever (C2).
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "../kselftest_harness.h"
+#include "pin_util.h"
+
+#define NR_PAGES	32	/* of a buffer, */
+#define FIRST		8	/* and those of it that get pinned */
+#define NR_PINNED	16
+#define NR_MAX		64	/* pinned by any test */
+
+/* What a buffer holds when the process forks: what a child must see. */
+#define AT_FORK		0xf0f0
+
+/* Pinned memory, and what parent and children need to know of it. */
+struct pinned {
+	struct __test_metadata *test;
+	int dev;
+	uint32_t handle;
+	uint32_t seed;		/* last one used */
+	char *mem;
+	size_t nr;
+	char *bounce;		/* where the device's bytes come and go */
+	atomic_int *stage;	/* how far the children may go */
+	atomic_int *arrived;
+};
+
+/* A child that waits for the parent must not outlive it. */
+static pid_t parent;
+
+static void wait_stage(struct pinned *p, int stage)
+{
+	while (*p->stage < stage) {
+		if (getppid() != parent)
+			_exit(1);
+		usleep(500);
+	}
+}
+
+static void wait_arrived(struct pinned *p, int nr)
+{
+	while (*p->arrived < nr)
+		usleep(500);
+}
+
+enum way { WAY_FORK, WAY_CLONE, WAY_CLONE3, WAY_THREAD };
+
+struct forking {
+	enum way way;
+	int (*child)(struct pinned *p);
+	struct pinned *p;
+	pid_t parent, pid;
+};
+
+static void *fork_here(void *arg)
+{
+	struct clone_args args = { .exit_signal = SIGCHLD };
+	struct forking *f = arg;
+
+	switch (f->way) {
+	case WAY_CLONE:
+		f->pid = syscall(SYS_clone, SIGCHLD, 0, NULL, NULL, 0);
+		break;
+	case WAY_CLONE3:
+		f->pid = syscall(SYS_clone3, &args, sizeof(args));
+		break;
+	default:
+		f->pid = fork();
+	}
+	if (!f->pid) {
+		parent = f->parent;
+		_exit(f->child(f->p));
+	}
+	return NULL;
+}
+
+/* Makes a child, whose exit status is what child() returns. */
+static pid_t make_child(enum way way, int (*child)(struct pinned *p),
+			struct pinned *p)
+{
+	struct forking f = {
+		.way = way,
+		.child = child,
+		.p = p,
+		.parent = getpid(),
+		.pid = -1,
+	};
+	pthread_t thread;
+
+	if (way != WAY_THREAD)
+		fork_here(&f);
+	else if (!pthread_create(&thread, NULL, fork_here, &f))
+		pthread_join(thread, NULL);
+	return f.pid;
+}
+
+/* The child's exit status, or -1 if it came to another end. */
+static int reap(pid_t pid)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid || !WIFEXITED(status))
+		return -1;
+	return WEXITSTATUS(status);
+}
+
+static void open_device(struct __test_metadata *_metadata, struct pinned *p)
+{
+	atomic_int *shared = pin_map(PAGE, MAP_SHARED);
+
+	p->test = _metadata;
+	p->dev = pin_open();
+	p->bounce = pin_map_small(NR_MAX);
+	ASSERT_LE(0, p->dev);
+	ASSERT_NE(NULL, p->bounce);
+	ASSERT_NE(NULL, shared);
+	p->stage = shared;
+	p->arrived = shared + 1;
+}
+
+static void pin(struct pinned *p, void *mem, size_t nr, uint32_t flags,
+		uint32_t call)
+{
+	struct __test_metadata *_metadata = p->test;
+
+	ASSERT_GE(NR_MAX, nr);
+	p->mem = mem;
+	p->nr = nr;
+	ASSERT_EQ(0, pin_range(p->dev, mem, nr * PAGE, flags, call,
+			       &p->handle));
+}
+
+/* C1: the process and its device are looking at the same pages. */
+static void expect_identity(struct pinned *p, const char *when)
+{
+	struct __test_metadata *_metadata = p->test;
+	struct fake_dma_page pages[NR_MAX];
+	size_t i, apart = 0;
+
+	pin_fill(p->mem, p->nr, ++p->seed);
+	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(p->bounce, p->nr, p->seed)) {
+		TH_LOG("%s: the device reads other bytes than the process wrote",
+		       when);
+	}
+	pin_fill(p->bounce, p->nr, ++p->seed);
+	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, p->seed)) {
+		TH_LOG("%s: what the device wrote does not arrive", when);
+	}
+	ASSERT_EQ(0, pin_query(p->dev, p->handle, 0, p->nr, pages));
+	for (i = 0; i < p->nr; i++)
+		apart += pages[i].pfn != pin_pfn(getpid(), p->mem + i * PAGE);
+	EXPECT_EQ(0, apart) {
+		TH_LOG("%s: so many pages are not the pinned ones any more",
+		       when);
+	}
+}
+
+/* C2: a child sees the bytes as they were at fork. Its exit status. */
+static int child_looks(struct pinned *p)
+{
+	long page = pin_differs(p->mem, p->nr, AT_FORK);
+
+	if (page < 0)
+		return 0;
+	fprintf(stderr, "# child: page %ld is not as it was at fork\n", page);
+	return 1;
+}
+
+static int child_exits(struct pinned *p)
+{
+	return 0;
+}
+
+static int child_looks_late(struct pinned *p)
+{
+	++*p->arrived;
+	wait_stage(p, 1);
+	return child_looks(p);
+}
+
+static int child_writes(struct pinned *p)
+{
+	int ret = child_looks(p);
+
+	pin_fill(p->mem, p->nr, 0xc0c0);
+	++*p->arrived;
+	wait_stage(p, 1);
+	if (pin_differs(p->mem, p->nr, 0xc0c0) >= 0) {
+		fprintf(stderr, "# child: what it wrote is gone\n");
+		return 1;
+	}
+	return ret;
+}
+
+/* The number of minor faults that writing a word to each page takes. */
+static long write_faults(char *mem, size_t nr)
+{
+	static struct rusage before, after;
+	size_t i;
+
+	getrusage(RUSAGE_SELF, &before);
+	for (i = 0; i < nr; i++)
+		pin_set(mem + i * PAGE, i);
+	getrusage(RUSAGE_SELF, &after);
+	return after.ru_minflt - before.ru_minflt;
+}
+
+/*
+ * Each way to fork, each way to pin.
+ */
+FIXTURE(fork) {
+	struct pinned p;
+	char *buf;		/* NR_PAGES, some of them pinned */
+};
+
+FIXTURE_VARIANT(fork) {
+	enum way way;
+	uint32_t call;
+	uint32_t flags;
+};
+
+FIXTURE_VARIANT_ADD(fork, fork_fast) {
+	.way = WAY_FORK,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(fork, fork_slow) {
+	.way = WAY_FORK,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(fork, fork_longterm) {
+	.way = WAY_FORK,
+	.call = FAKE_DMA_CALL_FAST,
+	.flags = FAKE_DMA_PIN_LONGTERM,
+};
+
+FIXTURE_VARIANT_ADD(fork, clone_fast) {
+	.way = WAY_CLONE,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(fork, clone3_slow) {
+	.way = WAY_CLONE3,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(fork, thread_fast) {
+	.way = WAY_THREAD,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(fork, thread_slow) {
+	.way = WAY_THREAD,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_SETUP(fork)
+{
+	open_device(_metadata, &self->p);
+	self->buf = pin_map_small(NR_PAGES);
+	ASSERT_NE(NULL, self->buf);
+	pin_fill(self->buf, NR_PAGES, 1);
+	pin(&self->p, self->buf + FIRST * PAGE, NR_PINNED,
+	    FAKE_DMA_PIN_WRITE | variant->flags, variant->call);
+	expect_identity(&self->p, "before fork");
+	pin_fill(self->p.mem, NR_PINNED, AT_FORK);
+}
+
+FIXTURE_TEARDOWN(fork)
+{
+	expect_identity(&self->p, "when all is over");
+	EXPECT_EQ(0, pin_unpin(self->p.dev, self->p.handle,
+			       FAKE_DMA_UNPIN_DIRTY));
+}
+
+TEST_F(fork, R7_C1_child_exits_first)
+{
+	pid_t child = make_child(variant->way, child_exits, &self->p);
+
+	ASSERT_EQ(0, reap(child));
+	expect_identity(&self->p, "after the child's exit");
+}
+
+TEST_F(fork, R7_C1_C2_parent_writes_first)
+{
+	pid_t child = make_child(variant->way, child_looks_late, &self->p);
+
+	ASSERT_LT(0, child);
+	expect_identity(&self->p, "beside the child");
+	*self->p.stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(fork, R7_C1_C2_device_writes_first)
+{
+	struct pinned *p = &self->p;
+	pid_t child = make_child(variant->way, child_looks_late, p);
+
+	ASSERT_LT(0, child);
+	pin_fill(p->bounce, p->nr, 2);
+	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, 2));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(fork, R7_C1_C2_child_writes_first)
+{
+	struct pinned *p = &self->p;
+	pid_t child = make_child(variant->way, child_writes, p);
+
+	ASSERT_LT(0, child);
+	wait_arrived(p, 1);
+	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, AT_FORK));
+	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(p->bounce, p->nr, AT_FORK));
+	expect_identity(p, "beside a child that wrote");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(fork, R7_C1_parent_entry_stays_writable)
+{
+	struct pinned *p = &self->p;
+	pid_t child = make_child(variant->way, child_looks_late, p);
+
+	ASSERT_LT(0, child);
+	/* Shared pages fault: this warms up, and shows that it counts. */
+	EXPECT_LE(FIRST, write_faults(self->buf, FIRST));
+	EXPECT_EQ(0, write_faults(p->mem, p->nr));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(fork, R7_C6_only_pinned_pages_are_copied)
+{
+	pid_t child = make_child(variant->way, child_looks_late, &self->p);
+	uint64_t ours, theirs;
+	bool pinned;
+	int i;
+
+	ASSERT_LT(0, child);
+	for (i = 0; i < NR_PAGES; i++) {
+		ours = pin_pfn(getpid(), self->buf + i * PAGE);
+		theirs = pin_pfn(child, self->buf + i * PAGE);
+		ASSERT_NE(0, ours);
+		ASSERT_NE(0, theirs);
+		pinned = i >= FIRST && i < FIRST + NR_PINNED;
+		EXPECT_EQ(pinned, ours != theirs);
+	}
+	*self->p.stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(fork, R7_C6_shares_again_after_unpin)
+{
+	struct pinned *p = &self->p;
+	pid_t child;
+	size_t i;
+
+	ASSERT_EQ(0, reap(make_child(variant->way, child_exits, p)));
+	expect_identity(p, "while still pinned");
+	pin_fill(p->mem, p->nr, AT_FORK);
+	ASSERT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+
+	child = make_child(variant->way, child_looks_late, p);
+	ASSERT_LT(0, child);
+	for (i = 0; i < p->nr; i++)
+		EXPECT_EQ(pin_pfn(getpid(), p->mem + i * PAGE),
+			  pin_pfn(child, p->mem + i * PAGE));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+
+	pin(p, p->mem, p->nr, FAKE_DMA_PIN_WRITE, variant->call);
+}
+
+TEST_F_TIMEOUT(fork, R7_C1_C2_many_children, 120)
+{
+	pid_t child[64];
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(child); i++) {
+		child[i] = make_child(variant->way, i % 2 ? child_writes :
+				      child_looks_late, &self->p);
+		ASSERT_LT(0, child[i]);
+	}
+	wait_arrived(&self->p, ARRAY_SIZE(child));
+	expect_identity(&self->p, "beside 64 children");
+	*self->p.stage = 1;
+	for (i = 0; i < ARRAY_SIZE(child); i++)
+		EXPECT_EQ(0, reap(child[i]));
+}
+
+/* A child that pins its own copy, and forks: the same promises, one deeper. */
+static int child_pins_and_forks(struct pinned *p)
+{
+	struct __test_metadata *_metadata = p->test;
+	struct pinned own = { 0 };
+	pid_t child;
+
+	open_device(_metadata, &own);
+	pin(&own, p->mem, p->nr, FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST);
+	EXPECT_EQ(0, child_looks(&own));
+	child = make_child(WAY_FORK, child_looks_late, &own);
+	expect_identity(&own, "in the child");
+	*own.stage = 1;
+	EXPECT_EQ(0, reap(child));
+	expect_identity(&own, "in the child, after the grandchild's exit");
+	return !_metadata->passed;
+}
+
+/* A child that pins nothing, and forks: it and the grandchild share. */
+static int child_forks(struct pinned *p)
+{
+	struct __test_metadata *_metadata = p->test;
+	pid_t child = make_child(WAY_FORK, child_looks_late, p);
+	int ret;
+
+	EXPECT_EQ(pin_pfn(getpid(), p->mem), pin_pfn(child, p->mem));
+	++*p->arrived;
+	ret = reap(child);
+	return ret ? ret : child_looks(p) || !_metadata->passed;
+}
+
+TEST_F_TIMEOUT(fork, R7_C1_C2_child_forks, 120)
+{
+	struct pinned *p = &self->p;
+	pid_t child[2];
+
+	child[0] = make_child(variant->way, child_forks, p);
+	ASSERT_LT(0, child[0]);
+	child[1] = make_child(variant->way, child_pins_and_forks, p);
+	ASSERT_LT(0, child[1]);
+	/* The first child and its own one. */
+	wait_arrived(p, 2);
+	expect_identity(p, "beside child and grandchild");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child[0]));
+	EXPECT_EQ(0, reap(child[1]));
+}
+
+/* Where the engine stamps: not in the word that write_faults() writes. */
+#define STAMP	64
+
+static uint64_t stamp(char *mem, size_t page)
+{
+	return pin_get(mem + page * PAGE + STAMP);
+}
+
+static int child_watches_stamps(struct pinned *p)
+{
+	uint64_t at_fork[NR_MAX];
+	size_t i;
+	int n;
+
+	for (i = 0; i < p->nr; i++)
+		at_fork[i] = stamp(p->mem, i);
+	for (n = 0; n < 5; n++) {
+		usleep(1000);
+		for (i = 0; i < p->nr; i++) {
+			if (stamp(p->mem, i) == at_fork[i])
+				continue;
+			fprintf(stderr, "# child: the device stamps page %zu\n",
+				i);
+			return 1;
+		}
+	}
+	return 0;
+}
+
+TEST_F_TIMEOUT(fork, R7_C1_C2_while_the_device_writes, 120)
+{
+	struct pinned *p = &self->p;
+	uint64_t before[NR_PINNED], rounds;
+	size_t i, late;
+	pid_t child;
+	int n, wait;
+
+	ASSERT_EQ(0, pin_start(p->dev, p->handle, STAMP, 50));
+	for (n = 0; n < 10; n++) {
+		child = make_child(variant->way, child_watches_stamps, p);
+		ASSERT_LT(0, child);
+		write_faults(p->mem, p->nr);
+		for (i = 0; i < p->nr; i++)
+			before[i] = stamp(p->mem, i);
+		/* Seconds, for an engine that shares the CPU with others. */
+		for (wait = 0, late = p->nr; late && wait < 3000; wait++) {
+			usleep(1000);
+			for (i = 0, late = 0; i < p->nr; i++)
+				late += stamp(p->mem, i) == before[i];
+		}
+		EXPECT_EQ(0, late) {
+			TH_LOG("so many pages have lost their device");
+		}
+		EXPECT_EQ(0, reap(child));
+		if (!_metadata->passed)
+			break;
+	}
+	ASSERT_EQ(0, pin_stop(p->dev, p->handle, &rounds));
+	for (i = 0; i < p->nr; i++)
+		EXPECT_EQ(rounds, stamp(p->mem, i));
+}
+
+/*
+ * A child that shares the parent's memory until it executes a program, which
+ * here is this one, and ends when its input does. Only with fork is there
+ * something that could be lost on a kernel without pins.
+ */
+#define CHILD_PROGRAM	"/proc/self/exe"
+
+static char *const child_argv[] = { "pin_fork", "child", NULL };
+
+static int child_program(void)
+{
+	char c;
+
+	return read(STDIN_FILENO, &c, 1) != 0;
+}
+
+FIXTURE(exec) {
+	struct pinned p;
+	int in[2];
+};
+
+FIXTURE_VARIANT(exec) {
+	pid_t (*start)(int in, char *mem);
+};
+
+/* What a child writes before exec is written to the parent's memory. */
+static pid_t start_vfork(int in, char *mem)
+{
+	pid_t pid = vfork();
+
+	if (!pid) {
+		pin_set(mem, 0xabcd);
+		dup2(in, STDIN_FILENO);
+		execv(CHILD_PROGRAM, child_argv);
+		_exit(1);
+	}
+	return pid;
+}
+
+static pid_t start_fork(int in, char *mem)
+{
+	pid_t pid = fork();
+
+	if (!pid) {
+		dup2(in, STDIN_FILENO);
+		execv(CHILD_PROGRAM, child_argv);
+		_exit(1);
+	}
+	pin_set(mem, 0xabcd);
+	return pid;
+}
+
+static pid_t start_spawn(int in, char *mem)
+{
+	posix_spawn_file_actions_t actions;
+	pid_t pid;
+
+	posix_spawn_file_actions_init(&actions);
+	posix_spawn_file_actions_adddup2(&actions, in, STDIN_FILENO);
+	if (posix_spawn(&pid, CHILD_PROGRAM, &actions, NULL, child_argv, NULL))
+		pid = -1;
+	posix_spawn_file_actions_destroy(&actions);
+	pin_set(mem, 0xabcd);
+	return pid;
+}
+
+FIXTURE_VARIANT_ADD(exec, vfork) {
+	.start = start_vfork,
+};
+
+FIXTURE_VARIANT_ADD(exec, fork) {
+	.start = start_fork,
+};
+
+FIXTURE_VARIANT_ADD(exec, posix_spawn) {
+	.start = start_spawn,
+};
+
+FIXTURE_SETUP(exec)
+{
+	char *mem = pin_map_small(NR_PINNED);
+
+	open_device(_metadata, &self->p);
+	ASSERT_NE(NULL, mem);
+	ASSERT_EQ(0, pipe2(self->in, O_CLOEXEC));
+	pin(&self->p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST);
+	expect_identity(&self->p, "before");
+}
+
+FIXTURE_TEARDOWN(exec)
+{
+	EXPECT_EQ(0, pin_unpin(self->p.dev, self->p.handle, 0));
+}
+
+TEST_F(exec, R7_C1_program_is_started)
+{
+	struct pinned *p = &self->p;
+	uint64_t seen = 0;
+	pid_t child;
+
+	child = variant->start(self->in[0], p->mem);
+	ASSERT_LT(0, child);
+	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, &seen, sizeof(seen)));
+	EXPECT_EQ(0xabcd, seen);
+	expect_identity(p, "beside the program");
+	close(self->in[1]);
+	EXPECT_EQ(0, reap(child));
+	expect_identity(p, "after the program");
+}
+
+/*
+ * Kinds of memory and of mappings; by fork, which is as good as any.
+ */
+FIXTURE(layout) {
+	struct pinned p;
+};
+
+FIXTURE_VARIANT(layout) {
+	uint32_t call;
+};
+
+FIXTURE_VARIANT_ADD(layout, fast) {
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(layout, slow) {
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_SETUP(layout)
+{
+	open_device(_metadata, &self->p);
+}
+
+FIXTURE_TEARDOWN(layout)
+{
+}
+
+/* Forks, and has all three look while the child lives and afterwards. */
+static void expect_survives_fork(struct pinned *p)
+{
+	struct __test_metadata *_metadata = p->test;
+	pid_t child;
+
+	expect_identity(p, "before fork");
+	pin_fill(p->mem, p->nr, AT_FORK);
+	*p->stage = 0;
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+	expect_identity(p, "beside the child");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	expect_identity(p, "after the child's exit");
+}
+
+TEST_F(layout, R7_never_touched_before_the_pin)
+{
+	char *mem = pin_map_small(NR_PINNED);
+
+	ASSERT_NE(NULL, mem);
+	pin(&self->p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	expect_survives_fork(&self->p);
+}
+
+TEST_F(layout, R7_private_file_page_written_before_the_pin)
+{
+	int fd = memfd_create("pin_fork", MFD_CLOEXEC);
+	char *mem;
+
+	ASSERT_EQ(0, ftruncate(fd, NR_PINNED * PAGE));
+	mem = mmap(NULL, NR_PINNED * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+		   fd, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	pin_fill(mem, NR_PINNED, 1);
+	pin(&self->p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	expect_survives_fork(&self->p);
+}
+
+TEST_F(layout, R7_private_file_page_written_by_the_pin)
+{
+	int fd = memfd_create("pin_fork", MFD_CLOEXEC);
+	char *mem;
+
+	ASSERT_EQ(0, ftruncate(fd, NR_PINNED * PAGE));
+	mem = mmap(NULL, NR_PINNED * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+		   fd, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	pin(&self->p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	expect_survives_fork(&self->p);
+}
+
+/* Memory shared with the child stays shared with it, pinned or not. */
+TEST_F(layout, R7_shared_memory_is_not_copied)
+{
+	struct pinned *p = &self->p;
+	char *mem = pin_map(NR_PINNED * PAGE, MAP_SHARED);
+	pid_t child;
+	size_t i;
+
+	ASSERT_NE(NULL, mem);
+	pin(p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+	expect_identity(p, "beside the child");
+	/* This time the child must see what comes after fork. */
+	pin_fill(p->bounce, p->nr, AT_FORK);
+	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	for (i = 0; i < p->nr; i++)
+		ASSERT_NE(0, pin_pfn(getpid(), p->mem + i * PAGE));
+}
+
+static int child_unprotects(struct pinned *p)
+{
+	wait_stage(p, 1);
+	if (mprotect(p->mem, p->nr * PAGE, PROT_READ))
+		return 1;
+	return child_looks(p);
+}
+
+/* Only reading: what a write fault does afterwards is not fork's business. */
+TEST_F(layout, R7_protected_after_the_pin)
+{
+	const int prot[] = { PROT_READ, PROT_NONE };
+	struct pinned *p = &self->p;
+	pid_t child;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(prot); i++) {
+		char *mem = pin_map_small(NR_PINNED);
+
+		ASSERT_NE(NULL, mem);
+		pin(p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+		expect_identity(p, "before mprotect");
+		pin_fill(mem, NR_PINNED, AT_FORK);
+		ASSERT_EQ(0, mprotect(mem, NR_PINNED * PAGE, prot[i]));
+
+		*p->stage = 0;
+		child = make_child(WAY_FORK, child_unprotects, p);
+		ASSERT_LT(0, child);
+		pin_fill(p->bounce, p->nr, 2);
+		ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce,
+				       p->nr * PAGE));
+		ASSERT_EQ(0, mprotect(mem, NR_PINNED * PAGE, PROT_READ));
+		EXPECT_EQ(-1, pin_differs(mem, NR_PINNED, 2));
+		*p->stage = 1;
+		EXPECT_EQ(0, reap(child));
+
+		pin_fill(p->bounce, p->nr, 3);
+		ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce,
+				       p->nr * PAGE));
+		EXPECT_EQ(-1, pin_differs(mem, NR_PINNED, 3));
+		ASSERT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+	}
+}
+
+static int child_has_no_mapping(struct pinned *p)
+{
+	unsigned char in_core;
+
+	return !(mincore(p->mem, PAGE, &in_core) && errno == ENOMEM);
+}
+
+TEST_F(layout, R7_dontfork_is_still_honoured)
+{
+	char *mem = pin_map_small(NR_PINNED);
+	pid_t child;
+
+	ASSERT_NE(NULL, mem);
+	ASSERT_EQ(0, madvise(mem, NR_PINNED * PAGE, MADV_DONTFORK));
+	pin(&self->p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	child = make_child(WAY_FORK, child_has_no_mapping, &self->p);
+	EXPECT_EQ(0, reap(child));
+	expect_identity(&self->p, "after the child's exit");
+}
+
+static int child_sees_zeros(struct pinned *p)
+{
+	size_t i;
+
+	for (i = 0; i < p->nr * PAGE; i++)
+		if (p->mem[i])
+			return 1;
+	return 0;
+}
+
+TEST_F(layout, R7_wipeonfork_is_still_honoured)
+{
+	char *mem = pin_map_small(NR_PINNED);
+	pid_t child;
+
+	ASSERT_NE(NULL, mem);
+	ASSERT_EQ(0, madvise(mem, NR_PINNED * PAGE, MADV_WIPEONFORK));
+	pin(&self->p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	expect_identity(&self->p, "before fork");
+	child = make_child(WAY_FORK, child_sees_zeros, &self->p);
+	EXPECT_EQ(0, reap(child));
+	expect_identity(&self->p, "after the child's exit");
+}
+
+TEST_F(layout, R7_R12_moved_by_mremap_after_the_pin)
+{
+	char *mem = pin_map_small(NR_PINNED), *to = pin_map_small(NR_PINNED);
+
+	ASSERT_NE(NULL, mem);
+	ASSERT_NE(NULL, to);
+	pin(&self->p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	ASSERT_EQ(to, mremap(mem, NR_PINNED * PAGE, NR_PINNED * PAGE,
+			     MREMAP_MAYMOVE | MREMAP_FIXED, to));
+	self->p.mem = to;
+	expect_survives_fork(&self->p);
+}
+
+/* Not whole pages: the rest of the first and the last one is CPU's alone. */
+TEST_F(layout, R7_range_starts_and_ends_within_pages)
+{
+	struct pinned *p = &self->p;
+	const size_t start = 1000, len = 3 * PAGE - 2000;
+	char *mem = pin_map_small(3);
+	pid_t child;
+
+	ASSERT_NE(NULL, mem);
+	pin_fill(mem, 3, AT_FORK);
+	p->mem = mem;
+	p->nr = 3;
+	ASSERT_EQ(0, pin_range(p->dev, mem + start, len, FAKE_DMA_PIN_WRITE,
+			       variant->call, &p->handle));
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+
+	memset(mem, 'p', 3 * PAGE);
+	memset(p->bounce, 'd', len);
+	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, len));
+	EXPECT_EQ('p', mem[start - 1]);
+	EXPECT_EQ('d', mem[start]);
+	EXPECT_EQ('d', mem[start + len - 1]);
+	EXPECT_EQ('p', mem[start + len]);
+	memset(mem, 'q', 3 * PAGE);
+	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, len));
+	EXPECT_EQ('q', p->bounce[0]);
+	EXPECT_EQ('q', p->bounce[len - 1]);
+
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(layout, R7_pinned_twice_and_unpinned_once)
+{
+	struct pinned *p = &self->p;
+	char *mem = pin_map_small(NR_PINNED);
+	uint32_t other;
+
+	ASSERT_NE(NULL, mem);
+	ASSERT_EQ(0, pin_range(p->dev, mem, NR_PINNED * PAGE,
+			       FAKE_DMA_PIN_WRITE, variant->call, &other));
+	pin(p, mem, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	ASSERT_EQ(0, pin_unpin(p->dev, other, 0));
+	expect_survives_fork(p);
+}
+
+/*
+ * The owner of the memory never pinned anything: another process did. What
+ * the owner's children see must not depend on who asked for the pin.
+ */
+static int child_is_pinned_and_forks(struct pinned *p)
+{
+	int ret;
+
+	++*p->arrived;
+	wait_stage(p, 1);
+	pin_fill(p->mem, p->nr, AT_FORK);
+	ret = reap(make_child(WAY_FORK, child_looks, p));
+	if (ret)
+		return ret;
+	pin_fill(p->mem, p->nr, 2);
+	++*p->arrived;
+	wait_stage(p, 2);
+	return pin_differs(p->mem, p->nr, 3) >= 0;
+}
+
+TEST_F(layout, R5_R7_pinned_by_another_process)
+{
+	struct pinned *p = &self->p;
+	pid_t child;
+
+	p->mem = pin_map_small(NR_PINNED);
+	p->nr = NR_PINNED;
+	ASSERT_NE(NULL, p->mem);
+	child = make_child(WAY_FORK, child_is_pinned_and_forks, p);
+	ASSERT_LT(0, child);
+	wait_arrived(p, 1);
+	ASSERT_EQ(0, pin_range_pid(p->dev, child, p->mem, p->nr * PAGE,
+				   FAKE_DMA_PIN_WRITE, &p->handle));
+	*p->stage = 1;
+	wait_arrived(p, 2);
+	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(p->bounce, p->nr, 2)) {
+		TH_LOG("the device reads other bytes than the owner wrote");
+	}
+	pin_fill(p->bounce, p->nr, 3);
+	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	*p->stage = 2;
+	EXPECT_EQ(0, reap(child)) {
+		TH_LOG("what the device wrote does not arrive at the owner");
+	}
+}
+
+TEST_F(layout, R7_subpages_of_a_split_thp_mapping)
+{
+	char *mem;
+	int i;
+
+	for (i = 0; i < 4; i++) {
+		mem = pin_map_thp(self->p.dev, 1);
+		if (!mem)
+			SKIP(return, "no transparent huge page to be had");
+		if (i & 1)
+			pin(&self->p, mem + 100 * PAGE, NR_PINNED,
+			    FAKE_DMA_PIN_WRITE, variant->call);
+		/* What is left is mapped by 4 KiB entries. */
+		ASSERT_EQ(0, i & 2 ? munmap(mem + HUGE_PAGE - PAGE, PAGE) :
+				     mprotect(mem + PAGE, PAGE, PROT_READ));
+		if (!(i & 1))
+			pin(&self->p, mem + 100 * PAGE, NR_PINNED,
+			    FAKE_DMA_PIN_WRITE, variant->call);
+		expect_survives_fork(&self->p);
+		ASSERT_EQ(0, pin_unpin(self->p.dev, self->p.handle, 0));
+		*self->p.stage = 0;
+	}
+}
+
+/*
+ * R2, C6: a page with 1024 references looks like a pinned one, and that must
+ * not make a process pay that never pinned.
+ */
+#define MANY	1100
+
+FIXTURE(many) {
+	struct pinned p;
+	pid_t child[MANY];
+	int nr;
+};
+
+FIXTURE_SETUP(many)
+{
+	open_device(_metadata, &self->p);
+	self->p.mem = pin_map_small(2);
+	self->p.nr = 1;
+	ASSERT_NE(NULL, self->p.mem);
+	pin_fill(self->p.mem, 2, AT_FORK);
+}
+
+FIXTURE_TEARDOWN(many)
+{
+	int i;
+
+	for (i = 0; i < self->nr; i++)
+		kill(self->child[i], SIGKILL);
+	for (i = 0; i < self->nr; i++)
+		waitpid(self->child[i], NULL, 0);
+}
+
+/* Sleeps until the end of the test, however that comes. */
+static int child_pauses(struct pinned *p)
+{
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() == parent)
+		pause();
+	return 1;
+}
+
+TEST_F_TIMEOUT(many, R2_C6_unpinned_process_shares_with_any_number, 120)
+{
+	struct pinned *p = &self->p;
+	struct fake_dma_page page;
+	uint32_t handle;
+	pid_t child;
+
+	while (self->nr < MANY) {
+		child = make_child(WAY_FORK, child_pauses, p);
+		ASSERT_LT(0, child);
+		self->child[self->nr++] = child;
+	}
+	ASSERT_EQ(0, pin_range(p->dev, p->mem, PAGE, FAKE_DMA_PIN_GET,
+			       FAKE_DMA_CALL_FAST, &handle));
+	ASSERT_EQ(0, pin_query(p->dev, handle, 0, 1, &page));
+	ASSERT_EQ(0, pin_unpin(p->dev, handle, 0));
+	ASSERT_LT(1024, page.refcount);
+
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+	EXPECT_EQ(page.pfn, pin_pfn(getpid(), p->mem));
+	EXPECT_EQ(page.pfn, pin_pfn(child, p->mem));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+
+	/* Once it pins, it may: but what is seen stays right. */
+	ASSERT_EQ(0, pin_range(p->dev, p->mem + PAGE, PAGE, FAKE_DMA_PIN_WRITE,
+			       FAKE_DMA_CALL_FAST, &handle));
+	*p->stage = 0;
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+	TH_LOG("with another page pinned, the page with %d references is %s",
+	       page.refcount, page.pfn == pin_pfn(child, p->mem) ?
+	       "shared" : "copied");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 2 && !strcmp(argv[1], child_argv[1]))
+		return child_program();
+	pin_need_device();
+	return test_harness_run(argc, argv);
+}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Fork of a process with pinned memory needs memory for the copies (R9): when
+ * there is none, fork fails with ENOMEM, the parent is as it was, and nothing
+ * is lost. The copies are charged like other memory of the child.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "../kselftest_harness.h"
+#include "pin_util.h"
+
+#define NR_PAGES	64	/* pinned, so that each copy can fail */
+#define PASSES		4	/* over all allocations, to look for leaks */
+#define STACK		(64UL << 10)
+
+#define FAULTS		"/sys/kernel/debug/"
+#define CGROUPS		"/sys/fs/cgroup/"
+#define CGROUP		CGROUPS "pin_fork_fault/"
+
+static int write_file(const char *name, const char *text)
+{
+	int fd = open(name, O_WRONLY), ret = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+/* A memory cgroup for this process alone: 0, or a negative errno. */
+static int enter_cgroup(void)
+{
+	int ret = write_file(CGROUPS "cgroup.subtree_control", "+memory");
+
+	if (ret)
+		return ret;
+	if (mkdir(CGROUP, 0755) && errno != EEXIST)
+		return -errno;
+	return write_file(CGROUP "cgroup.procs", "0");
+}
+
+static void leave_cgroup(void)
+{
+	write_file(CGROUPS "cgroup.procs", "0");
+	rmdir(CGROUP);
+}
+
+/* Pages charged to the cgroup. */
+static long charged(void)
+{
+	FILE *file = fopen(CGROUP "memory.current", "r");
+	long bytes = -1;
+
+	if (!file)
+		return -1;
+	if (fscanf(file, "%ld", &bytes) != 1)
+		bytes = -1;
+	fclose(file);
+	return bytes < 0 ? -1 : bytes / (long)PAGE;
+}
+
+/*
+ * Each CPU keeps up to 32 pages that are charged and not used, and kernel
+ * objects come and go with some delay: differences up to this mean nothing.
+ */
+static long charge_noise(void)
+{
+	return 2 * 32 * sysconf(_SC_NPROCESSORS_CONF);
+}
+
+/* What is charged when it does not fall any more: kernel memory goes late. */
+static long charged_at_rest(void)
+{
+	long now = charged(), last;
+	int same = 0;
+
+	while (same < 5) {
+		usleep(20000);
+		last = now;
+		now = charged();
+		same = now < last ? 0 : same + 1;
+	}
+	return now;
+}
+
+static bool same_pages(int dev, uint32_t handle, char *mem, size_t nr,
+		       uint32_t seed)
+{
+	static char bounce[NR_PAGES * PAGE];
+	struct fake_dma_page pages[NR_PAGES];
+	size_t i;
+
+	pin_fill(mem, nr, seed);
+	if (pin_read(dev, handle, 0, bounce, nr * PAGE) ||
+	    pin_differs(bounce, nr, seed) >= 0)
+		return false;
+	pin_fill(bounce, nr, seed + 1);
+	if (pin_write(dev, handle, 0, bounce, nr * PAGE) ||
+	    pin_differs(mem, nr, seed + 1) >= 0)
+		return false;
+	if (pin_query(dev, handle, 0, nr, pages))
+		return false;
+	for (i = 0; i < nr; i += 8)
+		if (pages[i].pfn != pin_pfn(getpid(), mem + i * PAGE))
+			return false;
+	return true;
+}
+
+/*
+ * Every allocation in turn. The thread that forks has its stack, and with it
+ * its errno, in shared memory, and the child another one: no page of theirs is
+ * copied on write after fork, and so no such copy meets an allocation failure
+ * that was meant for fork.
+ */
+FIXTURE(fault) {
+	int dev;
+	char *mem;
+	uint32_t handle;
+	long long held;
+
+	char *stack, *child_stack;
+	int nth;		/* which allocation fails */
+	int left;		/* what fork left of nth: 0 if it did fail */
+	int pid;		/* what fork gave, or a negative errno */
+};
+
+FIXTURE_VARIANT(fault) {
+	const char *wanted, *other;
+	size_t least;		/* so many failures fail fork */
+};
+
+FIXTURE_VARIANT_ADD(fault, fail_page_alloc) {
+	.wanted = FAULTS "fail_page_alloc/",
+	.other = FAULTS "failslab/",
+	.least = NR_PAGES,
+};
+
+FIXTURE_VARIANT_ADD(fault, failslab) {
+	.wanted = FAULTS "failslab/",
+	.other = FAULTS "fail_page_alloc/",
+	.least = 10,
+};
+
+/* Whether a kind of allocation that may wait is failed. */
+static int set_fault(const char *dir, bool on)
+{
+	char name[128];
+	int ret;
+
+	snprintf(name, sizeof(name), "%signore-gfp-wait", dir);
+	ret = write_file(name, on ? "N" : "Y");
+	snprintf(name, sizeof(name), "%smin-order", dir);
+	write_file(name, on ? "0" : "1");
+	snprintf(name, sizeof(name), "%signore-gfp-highmem", dir);
+	write_file(name, on ? "N" : "Y");
+	/* A backtrace each time is too much of a good thing. */
+	snprintf(name, sizeof(name), "%sverbose", dir);
+	write_file(name, on ? "0" : "2");
+	return ret;
+}
+
+FIXTURE_SETUP(fault)
+{
+	self->dev = pin_open();
+	ASSERT_LE(0, self->dev);
+	if (set_fault(variant->wanted, true))
+		SKIP(_exit(255), "%s: not in this kernel", variant->wanted);
+	set_fault(variant->other, false);
+	if (enter_cgroup())
+		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
+
+	self->mem = pin_map_small(NR_PAGES);
+	self->stack = pin_map(STACK, MAP_SHARED);
+	self->child_stack = pin_map(STACK, MAP_SHARED);
+	ASSERT_NE(NULL, self->mem);
+	ASSERT_NE(NULL, self->stack);
+	ASSERT_NE(NULL, self->child_stack);
+	self->held = pin_held();
+	ASSERT_EQ(0, pin_range(self->dev, self->mem, NR_PAGES * PAGE,
+			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
+			       &self->handle));
+}
+
+FIXTURE_TEARDOWN(fault)
+{
+	EXPECT_EQ(0, pin_unpin(self->dev, self->handle, 0));
+	EXPECT_EQ(self->held, pin_held());
+	set_fault(FAULTS "fail_page_alloc/", false);
+	set_fault(FAULTS "failslab/", false);
+	leave_cgroup();
+}
+
+static int child_exits(void *arg)
+{
+	return 0;
+}
+
+static void *fork_in_thread(void *arg)
+{
+	FIXTURE_DATA(fault) * self = arg;
+	int fd = open("/proc/thread-self/fail-nth", O_RDWR), pid = -ENOENT;
+	char nth[16], left[16] = "0";
+
+	if (fd >= 0) {
+		snprintf(nth, sizeof(nth), "%d", self->nth);
+		if (pwrite(fd, nth, strlen(nth), 0) > 0) {
+			/* From here on, nothing private may be written to, */
+			pid = clone(child_exits, self->child_stack + STACK,
+				    SIGCHLD, NULL);
+			if (pid < 0)
+				pid = -errno;
+			if (pread(fd, left, sizeof(left) - 1, 0) <= 0 ||
+			    /* and now it may again. */
+			    pwrite(fd, "0", 1, 0) != 1)
+				pid = -EIO;
+		}
+		close(fd);
+	}
+	self->pid = pid;
+	self->left = atoi(left);
+	return NULL;
+}
+
+/* Forks with the allocation of that number failing, and reaps the child. */
+static void fork_failing(struct __test_metadata *_metadata,
+			 FIXTURE_DATA(fault) * self, int nth)
+{
+	pthread_attr_t attr;
+	pthread_t thread;
+	int status;
+
+	self->nth = nth;
+	ASSERT_EQ(0, pthread_attr_init(&attr));
+	ASSERT_EQ(0, pthread_attr_setstack(&attr, self->stack, STACK));
+	ASSERT_EQ(0, pthread_create(&thread, &attr, fork_in_thread, self));
+	ASSERT_EQ(0, pthread_join(thread, NULL));
+	if (self->pid < 0)
+		return;
+	ASSERT_EQ(self->pid, waitpid(self->pid, &status, 0));
+	EXPECT_EQ(0, status);
+}
+
+TEST_F_TIMEOUT(fault, R9_each_allocation_fails_in_turn, 240)
+{
+	long at_rest = 0, anon = 0, tables = 0;
+	size_t failed, optional;
+	int pass, nth;
+
+	for (pass = 0; pass <= PASSES; pass++) {
+		failed = 0;
+		optional = 0;
+		for (nth = 1; ; nth++) {
+			fork_failing(_metadata, self, nth);
+			if (self->left)
+				break;
+			if (self->pid < 0)
+				failed++;
+			else
+				optional++;
+			ASSERT_TRUE(self->pid > 0 || self->pid == -ENOMEM) {
+				TH_LOG("allocation %d: fork gives %d", nth,
+				       self->pid);
+			}
+			ASSERT_TRUE(same_pages(self->dev, self->handle,
+					       self->mem, NR_PAGES, nth)) {
+				TH_LOG("allocation %d: process and device are apart",
+				       nth);
+			}
+		}
+		/* None is left to fail: this is an ordinary fork. */
+		ASSERT_LT(0, self->pid);
+		EXPECT_LE(variant->least, failed);
+		EXPECT_EQ(-1, waitpid(-1, NULL, WNOHANG));
+		if (pass)
+			continue;
+		/* The first pass has filled the caches. */
+		TH_LOG("%zu allocations failed fork, fork did without %zu",
+		       failed, optional);
+		at_rest = charged_at_rest();
+		anon = pin_vmstat("nr_anon_pages");
+		tables = pin_vmstat("nr_page_table_pages");
+	}
+	/* A page lost each time would be PASSES times NR_PAGES, and more. */
+	EXPECT_GE(at_rest + charge_noise(), charged_at_rest());
+	EXPECT_GE(anon + NR_PAGES / 4, pin_vmstat("nr_anon_pages"));
+	EXPECT_GE(tables + NR_PAGES / 4, pin_vmstat("nr_page_table_pages"));
+}
+
+/*
+ * What the copies cost, and whom.
+ */
+#define NR_CHARGED	2048
+
+FIXTURE(charge) {
+	int dev;
+	char *mem;
+};
+
+FIXTURE_SETUP(charge)
+{
+	self->dev = pin_open();
+	ASSERT_LE(0, self->dev);
+	if (enter_cgroup())
+		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
+	self->mem = pin_map_small(NR_CHARGED);
+	ASSERT_NE(NULL, self->mem);
+	pin_fill(self->mem, NR_CHARGED, 1);
+}
+
+FIXTURE_TEARDOWN(charge)
+{
+	leave_cgroup();
+}
+
+/* What a child of this process costs while it does nothing. */
+static long charge_of_child(struct __test_metadata *_metadata)
+{
+	long before = charged_at_rest(), cost;
+	pid_t parent = getpid(), child = fork();
+
+	if (!child) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		if (getppid() == parent)
+			pause();
+		_exit(1);
+	}
+	EXPECT_LT(0, child);
+	cost = charged_at_rest() - before;
+	kill(child, SIGKILL);
+	waitpid(child, NULL, 0);
+	EXPECT_GE(before + charge_noise(), charged_at_rest());
+	return cost;
+}
+
+TEST_F(charge, R9_copies_are_charged_to_the_memory_cgroup)
+{
+	long shared, copied;
+	uint32_t handle;
+
+	shared = charge_of_child(_metadata);
+	ASSERT_EQ(0, pin_range(self->dev, self->mem, NR_CHARGED * PAGE,
+			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
+			       &handle));
+	copied = charge_of_child(_metadata);
+	EXPECT_LE(shared + NR_CHARGED - charge_noise(), copied);
+	EXPECT_GE(shared + NR_CHARGED + charge_noise(), copied);
+	ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
+	EXPECT_GE(shared + charge_noise(), charge_of_child(_metadata));
+}
+
+int main(int argc, char **argv)
+{
+	pin_need_device();
+	return test_harness_run(argc, argv);
+}

@@ -1,0 +1,220 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Misuse of pins by a driver: the kernel reports it, with the one who did it,
+ * and nothing else happens (R3, R5, C3). These tests make the kernel warn,
+ * which is why they are a program of their own.
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <sys/mman.h>
+
+#include "../kselftest_harness.h"
+#include "pin_util.h"
+
+#define NR_PAGES	8
+#define NOISE		8	/* references come and go with the LRU's caches */
+
+/* Whether the kernel's log says this anywhere. */
+static bool log_has(const char *text)
+{
+	char line[8192];
+	bool found = false;
+	ssize_t len;
+	int fd;
+
+	fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK);
+	if (fd < 0)
+		return false;
+	/* EPIPE: the log has overtaken us, what comes next is fine. */
+	while (!found && ((len = read(fd, line, sizeof(line) - 1)) > 0 ||
+			  errno == EPIPE)) {
+		line[len > 0 ? len : 0] = '\0';
+		found = strstr(line, text);
+	}
+	close(fd);
+	return found;
+}
+
+FIXTURE(misuse) {
+	int dev;
+	char *mem;
+	size_t nr;
+	uint32_t got;		/* all of mem, by reference only */
+	long long acquired, released;
+};
+
+FIXTURE_VARIANT(misuse) {
+	char *(*map)(int dev, size_t *nr);
+};
+
+static char *map_small(int dev, size_t *nr)
+{
+	*nr = NR_PAGES;
+	return pin_map_small(*nr);
+}
+
+static char *map_thp(int dev, size_t *nr)
+{
+	*nr = HUGE_PAGE / PAGE;
+	return pin_map_thp(dev, 1);
+}
+
+FIXTURE_VARIANT_ADD(misuse, small) {
+	.map = map_small,
+};
+
+FIXTURE_VARIANT_ADD(misuse, thp) {
+	.map = map_thp,
+};
+
+FIXTURE_SETUP(misuse)
+{
+	self->dev = pin_open();
+	ASSERT_LE(0, self->dev);
+	if (!(pin_caps(self->dev) & FAKE_DMA_CAP_MISUSE))
+		SKIP(_exit(255), "this kernel does not stop misuse");
+	self->mem = variant->map(self->dev, &self->nr);
+	if (!self->mem)
+		SKIP(_exit(255), "no transparent huge page to be had");
+	pin_fill(self->mem, self->nr, 1);
+	ASSERT_EQ(0, pin_range(self->dev, self->mem, self->nr * PAGE,
+			       FAKE_DMA_PIN_GET | FAKE_DMA_PIN_WRITE,
+			       FAKE_DMA_CALL_FAST, &self->got));
+	self->acquired = pin_vmstat("nr_foll_pin_acquired");
+	self->released = pin_vmstat("nr_foll_pin_released");
+}
+
+/* Whatever was tried: the page is well, and pins of it still work. */
+FIXTURE_TEARDOWN(misuse)
+{
+	struct fake_dma_page page;
+	uint32_t handle, word = 0;
+
+	ASSERT_EQ(0, pin_range(self->dev, self->mem, self->nr * PAGE,
+			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
+			       &handle));
+	ASSERT_EQ(0, pin_query(self->dev, handle, 0, 1, &page));
+	EXPECT_NE(0, page.flags & FAKE_DMA_PAGE_MAYBE_PINNED);
+	ASSERT_EQ(0, pin_unpin(self->dev, handle, FAKE_DMA_UNPIN_DIRTY));
+	ASSERT_EQ(0, pin_unpin(self->dev, self->got, 0));
+	EXPECT_EQ(self->acquired + (long long)self->nr,
+		  pin_vmstat("nr_foll_pin_acquired"));
+	EXPECT_EQ(self->released + (long long)self->nr,
+		  pin_vmstat("nr_foll_pin_released"));
+	EXPECT_EQ(-1, pin_differs(self->mem, self->nr, 1));
+	self->mem[0] = 7;
+	EXPECT_EQ(-ENOENT, pin_read(self->dev, self->got, 0, &word, 1));
+}
+
+static const uint32_t unpins[] = {
+	FAKE_DMA_UNPIN_MISUSE,
+	FAKE_DMA_UNPIN_MISUSE | FAKE_DMA_UNPIN_DIRTY,
+	FAKE_DMA_UNPIN_MISUSE | FAKE_DMA_UNPIN_RANGE,
+	FAKE_DMA_UNPIN_MISUSE | FAKE_DMA_UNPIN_RANGE | FAKE_DMA_UNPIN_DIRTY,
+};
+
+TEST_F(misuse, R3_C3_unpin_of_what_is_not_pinned_changes_nothing)
+{
+	struct fake_dma_page before, after;
+	size_t i, n;
+
+	for (i = 0; i < ARRAY_SIZE(unpins); i++) {
+		ASSERT_EQ(0, pin_query(self->dev, self->got, 0, 1, &before));
+		ASSERT_EQ(0, pin_unpin(self->dev, self->got, unpins[i]));
+		ASSERT_EQ(0, pin_query(self->dev, self->got, 0, 1, &after));
+		EXPECT_LE(before.refcount - NOISE, after.refcount);
+		EXPECT_GE(before.refcount + NOISE, after.refcount);
+		EXPECT_EQ(0, after.pincount);
+		EXPECT_EQ(before.mapcount, after.mapcount);
+	}
+	for (n = 0; n < self->nr; n++) {
+		ASSERT_EQ(0, pin_query(self->dev, self->got, n, 1, &after));
+		EXPECT_LT(0, after.refcount);
+		EXPECT_EQ(pin_pfn(getpid(), self->mem + n * PAGE), after.pfn);
+	}
+	EXPECT_EQ(self->acquired, pin_vmstat("nr_foll_pin_acquired"));
+	EXPECT_EQ(self->released, pin_vmstat("nr_foll_pin_released"));
+	EXPECT_EQ(-1, pin_differs(self->mem, self->nr, 1));
+}
+
+TEST_F(misuse, R3_C3_unpin_of_what_is_not_pinned_is_reported)
+{
+	ASSERT_EQ(0, pin_unpin(self->dev, self->got, FAKE_DMA_UNPIN_MISUSE));
+	EXPECT_TRUE(log_has("pin: unpin of a page that is not pinned"));
+	/* The caller, in the report's backtrace. */
+	EXPECT_TRUE(log_has("fake_dma_"));
+}
+
+/* Pins of other memory do not pay for a wrong unpin of this. */
+TEST_F(misuse, R3_C3_other_pins_stay)
+{
+	struct fake_dma_page page;
+	uint64_t word = 0;
+	uint32_t other;
+	size_t i, nr;
+	char *mem;
+
+	mem = variant->map(self->dev, &nr);
+	ASSERT_NE(NULL, mem);
+	ASSERT_EQ(0, pin_range(self->dev, mem, nr * PAGE, FAKE_DMA_PIN_WRITE,
+			       FAKE_DMA_CALL_FAST, &other));
+	for (i = 0; i < ARRAY_SIZE(unpins); i++)
+		ASSERT_EQ(0, pin_unpin(self->dev, self->got, unpins[i]));
+	ASSERT_EQ(0, pin_query(self->dev, other, 0, 1, &page));
+	EXPECT_EQ(nr == NR_PAGES ? 1 : nr, page.pincount);
+	pin_set(mem, 0xabcd);
+	ASSERT_EQ(0, pin_read(self->dev, other, 0, &word, sizeof(word)));
+	EXPECT_EQ(0xabcd, word);
+	ASSERT_EQ(0, pin_unpin(self->dev, other, 0));
+	self->acquired += nr;
+	self->released += nr;
+}
+
+/* FOLL_PIN is nobody's to set, and pin and get exclude each other. */
+TEST_F(misuse, R5_R6_mixed_flags_are_refused)
+{
+	const uint32_t flags[] = { 0, FAKE_DMA_PIN_GET };
+	struct fake_dma_page before, after;
+	uint32_t call, handle;
+	int expected, ret;
+	size_t i;
+
+	ASSERT_EQ(0, pin_query(self->dev, self->got, 0, 1, &before));
+	for (i = 0; i < ARRAY_SIZE(flags); i++) {
+		for (call = 0; call <= FAKE_DMA_CALL_REMOTE; call++) {
+			struct fake_dma_pin pin = {
+				.addr = (uintptr_t)self->mem,
+				.len = self->nr * PAGE,
+				.flags = flags[i] | FAKE_DMA_PIN_WRITE |
+					 FAKE_DMA_PIN_BADFLAGS,
+				.call = call,
+				.pid = call == FAKE_DMA_CALL_REMOTE ?
+				       getpid() : 0,
+			};
+
+			/* It has no error to give: no page, for the device. */
+			expected = call == FAKE_DMA_CALL_FAST_ONLY ? -EFAULT :
+				   -EINVAL;
+			ret = pin_ioctl(self->dev, FAKE_DMA_PIN, &pin);
+			EXPECT_EQ(expected, ret) {
+				TH_LOG("call %u, %s", call, flags[i] ?
+				       "get with FOLL_PIN" :
+				       "pin with FOLL_GET");
+			}
+			handle = pin.handle;
+			if (!ret)
+				pin_unpin(self->dev, handle, 0);
+		}
+	}
+	ASSERT_EQ(0, pin_query(self->dev, self->got, 0, 1, &after));
+	EXPECT_LE(before.refcount - NOISE, after.refcount);
+	EXPECT_GE(before.refcount + NOISE, after.refcount);
+	EXPECT_EQ(0, after.pincount);
+	EXPECT_EQ(self->acquired, pin_vmstat("nr_foll_pin_acquired"));
+}
+
+int main(int argc, char **argv)
+{
+	pin_need_device();
+	return test_harness_run(argc, argv);
+}

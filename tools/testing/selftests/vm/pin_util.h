@@ -1,0 +1,323 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the pin_*.c tests share: the calls of /dev/fake_dma and the counters
+ * of /proc/vmstat. Calls give 0, or a negative errno.
+ */
+#ifndef PIN_UTIL_H
+#define PIN_UTIL_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+#include <linux/fake_dma.h>
+
+#include "../kselftest.h"
+
+#define PIN_DEVICE	"/dev/fake_dma"
+
+#define PAGE		4096UL
+#define HUGE_PAGE	(2UL << 20)
+
+/* A file descriptor, or a negative errno: -ENOENT without the driver. */
+static inline int pin_open(void)
+{
+	int fd = open(PIN_DEVICE, O_RDWR | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static inline int pin_ioctl(int fd, unsigned long cmd, void *arg)
+{
+	return ioctl(fd, cmd, arg) ? -errno : 0;
+}
+
+/* Ends the program as skipped where there is no device: for the top of main(). */
+static inline void pin_need_device(void)
+{
+	int fd = pin_open();
+
+	if (fd < 0) {
+		ksft_print_header();
+		ksft_exit_skip("%s: %s\n", PIN_DEVICE, strerror(-fd));
+	}
+	close(fd);
+}
+
+/* FAKE_DMA_CAP_*, none where the driver cannot be asked. */
+static inline uint32_t pin_caps(int fd)
+{
+	struct fake_dma_caps caps = { 0 };
+
+	return pin_ioctl(fd, FAKE_DMA_CAPS, &caps) ? 0 : caps.caps;
+}
+
+/* Pins memory of process @pid with FAKE_DMA_CALL_REMOTE. */
+static inline int pin_range_pid(int fd, pid_t pid, const void *addr, size_t len,
+				uint32_t flags, uint32_t *handle)
+{
+	struct fake_dma_pin pin = {
+		.addr = (uintptr_t)addr,
+		.len = len,
+		.flags = flags,
+		.call = FAKE_DMA_CALL_REMOTE,
+		.pid = pid,
+	};
+	int ret = pin_ioctl(fd, FAKE_DMA_PIN, &pin);
+
+	*handle = ret ? 0 : pin.handle;
+	return ret;
+}
+
+/* Pins our own memory; @call is any FAKE_DMA_CALL_* but the remote one. */
+static inline int pin_range(int fd, const void *addr, size_t len,
+			    uint32_t flags, uint32_t call, uint32_t *handle)
+{
+	struct fake_dma_pin pin = {
+		.addr = (uintptr_t)addr,
+		.len = len,
+		.flags = flags,
+		.call = call,
+	};
+	int ret = pin_ioctl(fd, FAKE_DMA_PIN, &pin);
+
+	*handle = ret ? 0 : pin.handle;
+	return ret;
+}
+
+/*
+ * Keeps what can be pinned of a range: gives the number of pages, and the
+ * handle of @pin, whose other fields say what to pin.
+ */
+static inline long long pin_partial(int fd, struct fake_dma_pin *pin)
+{
+	int ret;
+
+	pin->flags |= FAKE_DMA_PIN_PARTIAL;
+	ret = pin_ioctl(fd, FAKE_DMA_PIN, pin);
+	return ret ? ret : (long long)pin->nr_pages;
+}
+
+static inline int pin_unpin(int fd, uint32_t handle, uint32_t flags)
+{
+	struct fake_dma_unpin unpin = { .handle = handle, .flags = flags };
+
+	return pin_ioctl(fd, FAKE_DMA_UNPIN, &unpin);
+}
+
+/* The device writes @len bytes of @buf to its pages, from byte @offset on. */
+static inline int pin_write(int fd, uint32_t handle, uint64_t offset,
+			    const void *buf, size_t len)
+{
+	struct fake_dma_xfer xfer = {
+		.handle = handle,
+		.offset = offset,
+		.len = len,
+		.buf = (uintptr_t)buf,
+	};
+
+	return pin_ioctl(fd, FAKE_DMA_WRITE, &xfer);
+}
+
+/* The device reads its pages, and @buf is what it saw. */
+static inline int pin_read(int fd, uint32_t handle, uint64_t offset,
+			   void *buf, size_t len)
+{
+	struct fake_dma_xfer xfer = {
+		.handle = handle,
+		.offset = offset,
+		.len = len,
+		.buf = (uintptr_t)buf,
+	};
+
+	return pin_ioctl(fd, FAKE_DMA_READ, &xfer);
+}
+
+static inline int pin_start(int fd, uint32_t handle, uint32_t offset,
+			    uint64_t period_us)
+{
+	struct fake_dma_start start = {
+		.handle = handle,
+		.offset = offset,
+		.period_us = period_us,
+	};
+
+	return pin_ioctl(fd, FAKE_DMA_START, &start);
+}
+
+/* @rounds may be NULL. */
+static inline int pin_stop(int fd, uint32_t handle, uint64_t *rounds)
+{
+	struct fake_dma_stop stop = { .handle = handle };
+	int ret = pin_ioctl(fd, FAKE_DMA_STOP, &stop);
+
+	if (rounds)
+		*rounds = ret ? 0 : stop.rounds;
+	return ret;
+}
+
+static inline int pin_query(int fd, uint32_t handle, uint64_t first,
+			    uint64_t nr, struct fake_dma_page *pages)
+{
+	struct fake_dma_query query = {
+		.handle = handle,
+		.first = first,
+		.nr = nr,
+		.buf = (uintptr_t)pages,
+	};
+
+	return pin_ioctl(fd, FAKE_DMA_QUERY, &query);
+}
+
+/*
+ * One counter of /proc/vmstat, or -1 where the kernel does not have it. CPUs
+ * keep a part of it to themselves for a second or so: stat_refresh collects.
+ */
+static inline long long pin_vmstat(const char *name)
+{
+	char key[64];
+	long long value, found = -1;
+	FILE *file;
+	int fd;
+
+	fd = open("/proc/sys/vm/stat_refresh", O_WRONLY);
+	if (fd >= 0) {
+		if (write(fd, "1", 1) != 1)
+			perror("stat_refresh");
+		close(fd);
+	}
+	file = fopen("/proc/vmstat", "r");
+	if (!file)
+		return -1;
+	while (fscanf(file, "%63s %lld", key, &value) == 2) {
+		if (!strcmp(key, name)) {
+			found = value;
+			break;
+		}
+	}
+	fclose(file);
+	return found;
+}
+
+/* How many pins are held in the whole machine now. */
+static inline long long pin_held(void)
+{
+	return pin_vmstat("nr_foll_pin_acquired") -
+	       pin_vmstat("nr_foll_pin_released");
+}
+
+/* Memory for anonymous pages; NULL if there is none. */
+static inline void *pin_map(size_t len, int flags)
+{
+	void *mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
+			 MAP_ANONYMOUS | flags, -1, 0);
+
+	return mem == MAP_FAILED ? NULL : mem;
+}
+
+/* The same, mapped by page table entries whatever the settings for THP are. */
+static inline void *pin_map_small(size_t nr_pages)
+{
+	void *mem = pin_map(nr_pages * PAGE, MAP_PRIVATE);
+
+	if (mem)
+		madvise(mem, nr_pages * PAGE, MADV_NOHUGEPAGE);
+	return mem;
+}
+
+/* Transparent huge pages, touched; NULL if they could not be had. */
+static inline void *pin_map_thp(int fd, size_t nr)
+{
+	char *mem = pin_map((nr + 1) * HUGE_PAGE, MAP_PRIVATE);
+	struct fake_dma_page page = { 0 };
+	uint32_t handle;
+	size_t i;
+
+	if (!mem)
+		return NULL;
+	mem = (char *)(((uintptr_t)mem + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
+	if (madvise(mem, nr * HUGE_PAGE, MADV_HUGEPAGE))
+		return NULL;
+	for (i = 0; i < nr; i++) {
+		mem[i * HUGE_PAGE] = 1;
+		if (pin_range(fd, mem + i * HUGE_PAGE, PAGE, FAKE_DMA_PIN_GET,
+			      FAKE_DMA_CALL_FAST, &handle))
+			return NULL;
+		pin_query(fd, handle, 0, 1, &page);
+		pin_unpin(fd, handle, 0);
+		if (!(page.flags & FAKE_DMA_PAGE_COMPOUND))
+			return NULL;
+	}
+	return mem;
+}
+
+/* An entry of a process' pagemap; 0, as of nothing mapped, if it has none. */
+static inline uint64_t pin_pagemap(pid_t pid, const void *addr)
+{
+	uint64_t entry = 0;
+	char name[64];
+	int fd;
+
+	snprintf(name, sizeof(name), "/proc/%d/pagemap", pid);
+	fd = open(name, O_RDONLY);
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &entry, sizeof(entry),
+		  (uintptr_t)addr / PAGE * sizeof(entry)) != sizeof(entry))
+		entry = 0;
+	close(fd);
+	return entry;
+}
+
+/* The page a process has mapped at an address, 0 for none. */
+static inline uint64_t pin_pfn(pid_t pid, const void *addr)
+{
+	uint64_t entry = pin_pagemap(pid, addr);
+
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+/* A word that the device and other processes look at, too. */
+static inline void pin_set(void *mem, uint64_t value)
+{
+	__atomic_store_n((uint64_t *)mem, value, __ATOMIC_RELAXED);
+}
+
+static inline uint64_t pin_get(const void *mem)
+{
+	return __atomic_load_n((const uint64_t *)mem, __ATOMIC_RELAXED);
+}
+
+/* The words that tell a buffer: one in each cache line. */
+#define PIN_STRIDE	(64 / sizeof(uint64_t))
+
+/* Each of these words gets to tell its place in the buffer, and the seed. */
+static inline void pin_fill(void *buf, size_t nr_pages, uint32_t seed)
+{
+	size_t i, nr = nr_pages * PAGE / sizeof(uint64_t);
+	uint64_t *word = buf;
+
+	for (i = 0; i < nr; i += PIN_STRIDE)
+		pin_set(word + i, (uint64_t)seed << 32 | i);
+}
+
+/* The first page that is not as pin_fill() made it, or -1. */
+static inline long pin_differs(const void *buf, size_t nr_pages, uint32_t seed)
+{
+	size_t i, nr = nr_pages * PAGE / sizeof(uint64_t);
+	const uint64_t *word = buf;
+
+	for (i = 0; i < nr; i += PIN_STRIDE)
+		if (pin_get(word + i) != ((uint64_t)seed << 32 | i))
+			return i * sizeof(uint64_t) / PAGE;
+	return -1;
+}
+
+#endif /* PIN_UTIL_H */
