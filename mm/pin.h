@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Pins, inside mm: how they are counted, and the rules that make them hold.
+ *
+ * Invariants, for anonymous memory:
+ *
+ *  1. A pin for writing is only taken on a page that its mm has to itself: the
+ *     page-table entry is writable, so copy-on-write is over and done with.
+ *  2. fork() never shares a page that may be pinned (mm/pin_fork.c).
+ *
+ * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
+ * reference count for each pin. A larger compound page has one reference and
+ * one of compound_pincount added, both at its head, for each pin of any of its
+ * subpages. Both are changed with atomic operations alone, by whoever pins or
+ * unpins, under no lock:
+ *
+ *  - the reference comes first and goes last, so that a page with pins is
+ *    never free, and a compound page with pins is never split (its references
+ *    are in the way), which keeps "which of the two counts" stable;
+ *  - the count is up before the page-table entry is looked at for the last
+ *    time, with a full barrier between the two (in try_pin_head() and
+ *    try_pin_small()). Who takes an entry away and then wants to know whether
+ *    the page is pinned pairs with it by clearing the entry first, and a full
+ *    barrier before reading the count: one of the two sees the other.
+ *
+ * mm->has_pinned is set before the first pin of an mm and never cleared. It is
+ * written by whoever pins (mm_set_has_pinned()), under mmap_lock held for
+ * reading, or under none in the fast path. It is read by fork, under mmap_lock
+ * held for writing: that orders it with the slow path. The lockless fast path
+ * is ordered by mm->write_protect_seq, a sequence count, odd while a fork of
+ * the mm runs. Its only writer is fork, under mmap_lock held for writing:
+ *
+ *     pin_user_pages_fast()                fork
+ *     ---------------------                ----
+ *     has_pinned = 1                       write_protect_seq++ (odd)
+ *     s = write_protect_seq, even          smp_mb()              (A)
+ *     smp_rmb()                 (B)        read has_pinned
+ *     for each entry:                      for each entry:
+ *         entry is writable                    read the page's count
+ *         count += pin, full barrier (C)       pinned: copy it
+ *         entry is unchanged                   else: write-protect the entry
+ *     s == write_protect_seq               smp_wmb()             (D)
+ *                                          write_protect_seq++ (even)
+ *
+ * (A) pairs with (C): either fork sees the pin, and has_pinned, which was set
+ * before it; or the fast path sees the count odd, takes its pins back and goes
+ * to the slow path, which waits for mmap_lock. (B) pairs with (D): a fast path
+ * that starts after the fork sees the entries write-protected.
+ */
+#ifndef _MM_PIN_H
+#define _MM_PIN_H
+
+#include <linux/mm.h>
+#include <linux/page_ref.h>
+
+/*
+ * No pin is added to a reference count above this. The other half is left to
+ * the pins that are being added by other CPUs meanwhile, and to ordinary
+ * references, which have no limit of their own.
+ */
+#define PIN_REF_LIMIT	(INT_MAX / 2)
+
+/* Before the first pin. */
+static inline void mm_set_has_pinned(struct mm_struct *mm)
+{
+	if (!READ_ONCE(mm->has_pinned))
+		WRITE_ONCE(mm->has_pinned, true);
+}
+
+/* Whether any page of @mm may be pinned. */
+static inline bool mm_has_pinned(struct mm_struct *mm)
+{
+	return READ_ONCE(mm->has_pinned);
+}
+
+/* The walks of mm/gup.c, for FOLL_PIN */
+void put_page_refs(struct page *page, int refs);
+long gup_locked(struct mm_struct *mm, unsigned long start,
+		unsigned long nr_pages, struct page **pages,
+		struct vm_area_struct **vmas, int *locked, unsigned int flags);
+long __gup_longterm_locked(struct mm_struct *mm, unsigned long start,
+			   unsigned long nr_pages, struct page **pages,
+			   struct vm_area_struct **vmas,
+			   unsigned int gup_flags);
+long __gup_longterm_unlocked(unsigned long start, unsigned long nr_pages,
+			     unsigned int gup_flags, struct page **pages);
+int internal_get_user_pages_fast(unsigned long start, unsigned long nr_pages,
+				 unsigned int gup_flags, struct page **pages);
+
+/* Adds @nr to the reference count of @page, if it is in use and below the limit. */
+static __always_inline bool pin_ref_add(struct page *page, int nr)
+{
+	int old = page_ref_count(page);
+
+	do {
+		/* 0, taken as unsigned, is above the limit too */
+		if (unlikely((unsigned int)old - 1 >= PIN_REF_LIMIT))
+			return false;
+	} while (unlikely(!atomic_try_cmpxchg(&page->_refcount, &old, old + nr)));
+
+	if (page_ref_tracepoint_active(page_ref_mod_unless))
+		__page_ref_mod_unless(page, nr, 1);
+	return true;
+}
+
+/*
+ * Pins an order-0 page, if it is one: a tail page or a free page has no
+ * references to add to, and a head page shows PG_head.
+ *
+ * The lockless walk may come here with a page that was freed, and is being
+ * made a compound page just now. Its last look at the page-table entry finds
+ * that out: then it takes back what was added here with put_page_refs(), not
+ * with unpin_head(), which would go by what the page has become.
+ */
+static __always_inline bool try_pin_small(struct page *page)
+{
+	if (unlikely(!pin_ref_add(page, GUP_PIN_COUNTING_BIAS)))
+		return false;
+	if (likely(!test_bit(PG_head, &page->flags)))
+		return true;
+	put_page_refs(page, GUP_PIN_COUNTING_BIAS);
+	return false;
+}
+
+struct page *try_pin_head(struct page *page, int refs);
+int unpin_head(struct page *head, int refs);
+unsigned long unpin_pages(struct page **pages, unsigned long npages);
+
+/* The page that @pte maps, if fork must not share it; else NULL. */
+static inline struct page *pin_fork_page(struct vm_area_struct *vma,
+					 unsigned long addr, pte_t pte)
+{
+	struct page *page = vm_normal_page(vma, addr, pte);
+
+	return page && PageAnon(page) && page_maybe_dma_pinned(page) ?
+	       page : NULL;
+}
+
+struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr);
+void pin_fork_copy_pte(struct vm_area_struct *dst_vma,
+		       struct vm_area_struct *src_vma, pte_t *dst_pte,
+		       pte_t src_pte, unsigned long addr, struct page *page,
+		       struct page *copy);
+
+#endif /* _MM_PIN_H */
