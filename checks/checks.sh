@@ -111,13 +111,16 @@ objects() {
 	done
 }
 
-# compile VARIANT LOG [VAR=VALUE...]: compile the objects, and what is in $wide.
+# compile VARIANT LOG [VAR=VALUE...]: compile the objects, and for release $wide.
 # What the configuration leaves out, kbuild has no rule for.
 wide=()
 compile() {
 	local variant=$1 log=$2 objects known
 	shift 2
-	mapfile -t objects < <({ objects && printf '%s\n' "${wide[@]}"; } | sed '/^$/d' | sort -u)
+	mapfile -t objects < <({
+		objects
+		[ "$variant" != release ] || printf '%s\n' "${wide[@]}"
+	} | sed '/^$/d' | sort -u)
 	[ ${#objects[@]} != 0 ] || return 0
 	if kmake "$variant" -k "$@" "${objects[@]}" >"$log" 2>&1; then return; fi
 	mapfile -t known < <(printf '%s\n' "${objects[@]}" |
@@ -132,15 +135,15 @@ patch_variants=${CHECK_PATCH-release debug least}
 series_variants=${CHECK_SERIES-no-thp no-hugetlb}
 
 check_build() {
-	local commit variant variants name log wide
+	local commit variant variants name log before w wide=()
 	local code=('*.[chS]' '*Kconfig*' '*Makefile*' ':!tools' ':!Documentation')
 	mapfile -t files < <(touched)
 	rm -rf "$CHECK/build"
 	mkdir -p "$CHECK/build"
 	at "$baseline"
 	step "build: the baseline"
-	configure release >"$CHECK/build/configure" 2>&1
-	compile release "$CHECK/build/baseline" W=1 || {
+	: >"$CHECK/build/release.configured"
+	{ configure release >"$CHECK/build/baseline" 2>&1 && compile release "$CHECK/build/baseline" W=1; } || {
 		echo "the baseline does not build:"
 		failures "$CHECK/build/baseline"
 		return
@@ -162,20 +165,17 @@ check_build() {
 			log=$CHECK/build/$variant.$commit
 			if [ ! -e "$CHECK/build/$variant.configured" ] ||
 				! git -C "$LINUX" diff --quiet "$commit^" "$commit" -- '*Kconfig*'; then
-				configure "$variant" >"$log" 2>&1
+				configure "$variant" >"$log" 2>&1 || {
+					failures "$log" | sed "s|^|$name: cannot be configured ($variant): |"
+					continue
+				}
 				: >"$CHECK/build/$variant.configured"
 			fi
-			if [ "$variant" = release ]; then
-				compile release "$log" W=1
-				wide=()
-			else
-				compile "$variant" "$log"
-			fi || failures "$log" | sed "s|^|$name: does not build ($variant): |"
-			if [ "$variant" = release ]; then
-				news "$CHECK/build/baseline" "$log" "${files[@]}"
-			else
-				news /dev/null "$log" "${files[@]}"
-			fi | grep warning: | sed "s|^|$name: a new warning ($variant): |" || true
+			before=/dev/null w=
+			[ "$variant" != release ] || before=$CHECK/build/baseline w=1
+			compile "$variant" "$log" W="$w" ||
+				failures "$log" | sed "s|^|$name: does not build ($variant): |"
+			news "$before" "$log" "${files[@]}" | grep warning: | sed "s|^|$name: a new warning ($variant): |" || true
 		done
 	done
 	for name in $(objects); do

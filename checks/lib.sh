@@ -56,25 +56,30 @@ kmake() {
 
 # configure VARIANT: make its .config for what the worktree holds
 configure() {
-	local variant=$1 config=$CHECK/obj/$1/.config
-	kmake "$variant" tinyconfig
-	(
-		cd "$ROOT/base/config"
-		case $variant in
-		least) ;;
-		debug) cat common.config debug.config series.config ;;
-		*) cat common.config release.config series.config ;;
-		esac
-		case $variant in
-		no-thp) echo CONFIG_{TRANSPARENT_HUGEPAGE,VM_EVENT_COUNTERS,NUMA,KSM,SWAP}=n ;;
-		no-hugetlb) echo CONFIG_{HUGETLBFS,ZONE_DEVICE,CMA,MEMCG,MIGRATION,COMPACTION}=n ;;
-		esac | tr ' ' '\n'
-	) >>"$config"
-	kmake "$variant" olddefconfig
+	local variant=$1
+	kmake "$variant" tinyconfig &&
+		fragments "$variant" >>"$CHECK/obj/$variant/.config" &&
+		kmake "$variant" olddefconfig
+}
+
+# fragments VARIANT: what it has beyond tinyconfig. least is 32 bits with nothing
+# at all; no-thp and no-hugetlb lack one of the two, and some more.
+fragments() {
+	local config
+	case $1 in
+	least) return ;;
+	debug) config=debug ;;
+	*) config=release ;;
+	esac
+	(cd "$ROOT/base/config" && cat common.config "$config.config" series.config)
+	case $1 in
+	no-thp) printf '%s=n\n' CONFIG_{TRANSPARENT_HUGEPAGE,VM_EVENT_COUNTERS,NUMA,KSM,SWAP} ;;
+	no-hugetlb) printf '%s=n\n' CONFIG_{HUGETLBFS,ZONE_DEVICE,CMA,MEMCG,MIGRATION,COMPACTION} ;;
+	esac
 }
 
 # messages LOG...: a log's messages, "path:line:[column:] ...", the paths as in the tree
-messages() { sed -nE "s,^([^ :]*/check/src/|(\.\./)+src/),,; /^[^ :]+:[0-9]+:([0-9]+:)? /p" "$@"; }
+messages() { sed -nE "s,^([^ :]*/check/src/|(\.\./)+src/),,; /^[^ :]+:[0-9]+:([0-9]+(-[0-9]+)?:)? /p" "$@"; }
 
 # failures LOG: why make failed
 failures() {
@@ -94,7 +99,8 @@ news() {
 	{
 		path = text = $0
 		sub(/:.*/, "", path)
-		sub(/:[0-9]+:([0-9]+:)?/, ":", text)
+		sub(/:[0-9]+:([0-9]+(-[0-9]+)?:)?/, ":", text)
+		gsub(/ line [0-9]+/, " line", text)
 	}
 	!(path in ours) { next }
 	log_nr == 2 { before[text]++; next }

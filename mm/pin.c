@@ -31,18 +31,23 @@ struct page *try_pin_head(struct page *page, int refs)
 	if (!order || unlikely(!pin_ref_add(head, nr)))
 		return NULL;
 
-	/* Now it cannot be split or freed. Was it, before? */
-	if (unlikely(compound_head(page) != head ||
-		     compound_order(head) != order)) {
-		put_page_refs(head, nr);
-		return NULL;
-	}
+	/* Now it cannot be split or freed. Was it, before, and made anew? */
+	if (unlikely(compound_head(page) != head || !PageHead(head)))
+		goto changed;
+	smp_rmb();	/* pairs with prep_compound_page() */
+	if (unlikely(compound_order(head) != order))
+		goto changed;
+
 	if (order > 1) {
 		atomic_add(refs, compound_pincount_ptr(head));
 		/* the full barrier that mm/pin.h asks for */
 		smp_mb__after_atomic();
 	}
 	return head;
+
+changed:
+	put_page_refs(head, nr);
+	return NULL;
 }
 
 /**
@@ -74,6 +79,8 @@ int unpin_head(struct page *head, int refs)
 			nr = clamp(old / GUP_PIN_COUNTING_BIAS, 0, nr);
 		} while (nr && !atomic_try_cmpxchg(&head->_refcount, &old,
 				old - nr * GUP_PIN_COUNTING_BIAS + 1));
+		if (nr && page_ref_tracepoint_active(page_ref_mod))
+			__page_ref_mod(head, 1 - nr * GUP_PIN_COUNTING_BIAS);
 	}
 	if (likely(nr))
 		put_page(head);
@@ -107,11 +114,7 @@ static unsigned long pages_to_end(struct page *head, struct page *page)
 	return compound_nr(head) - (page_to_pfn(page) - page_to_pfn(head));
 }
 
-/*
- * Takes over what the device wrote. A page that is dirty already will be
- * written back with it: writeback clears the dirty bit before it reads the
- * data. One that gets cleaned just now is dirtied after.
- */
+/* The device is done with it: a page that is dirty by now needs no lock. */
 static void unpin_dirty(struct page *page)
 {
 	page = compound_head(page);
@@ -173,7 +176,9 @@ unsigned long unpin_pages(struct page **pages, unsigned long npages)
  * in any order; unpin_user_pages() is cheaper for many. If the device wrote to
  * the page, use unpin_user_pages_dirty_lock() instead.
  *
- * A page that is not pinned is reported with a stack trace and left as it is.
+ * If the page has no pin to give back, as far as its count can tell, that is
+ * reported with a stack trace, and the page is left as it is. An unpin that
+ * takes somebody else's pin cannot be told from theirs.
  *
  * Context: any context in which put_page() may be called.
  */
@@ -245,6 +250,8 @@ void unpin_user_page_range_dirty_lock(struct page *page, unsigned long npages,
 {
 	unsigned long i, nr, unpinned = 0;
 
+	if (WARN_ON_ONCE(IS_ERR_VALUE(npages)))
+		return;
 	for (i = 0; i < npages; i += nr) {
 		struct page *next = nth_page(page, i);
 		struct page *head = compound_head(next);
@@ -305,7 +312,7 @@ static long pin_finish(struct page **pages, long nr)
  * Context: mmap_lock held for reading or writing, and not dropped; may sleep.
  * @vmas are valid for as long as it is held.
  * Return: how many pages were pinned, from the first on, if any. Else, with
- * nothing pinned: 0 if @nr_pages is 0, -EFAULT if @start is not mapped so that
+ * nothing pinned: 0 if @nr_pages is 0, or FOLL_NOWAIT had to wait, -EFAULT if @start is not mapped so that
  * @gup_flags allow, -ENOMEM if there is no memory, or the page has too many
  * pins already, -EOPNOTSUPP for FOLL_LONGTERM of fs-dax memory, -EHWPOISON,
  * -EINTR if the process is being killed, -EINVAL for flags that are not the
@@ -385,7 +392,7 @@ EXPORT_SYMBOL(pin_user_pages_unlocked);
  * @pages: see pin_user_pages()
  * @vmas: see pin_user_pages()
  * @locked: see pin_user_pages_locked(), or NULL to keep mmap_lock; with
- *	FOLL_LONGTERM it has to be NULL
+ *	@vmas or FOLL_LONGTERM it has to be NULL
  *
  * Context: mmap_lock of @mm held for reading; may sleep.
  * Return: see pin_user_pages().
@@ -398,7 +405,7 @@ long pin_user_pages_remote(struct mm_struct *mm, unsigned long start,
 	long nr;
 
 	if (!pin_args_valid(pages, gup_flags) ||
-	    WARN_ON_ONCE(locked && (gup_flags & FOLL_LONGTERM)))
+	    WARN_ON_ONCE(locked && (vmas || (gup_flags & FOLL_LONGTERM))))
 		return -EINVAL;
 
 	mm_set_has_pinned(mm);

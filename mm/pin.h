@@ -5,8 +5,10 @@
  * Invariants, for anonymous memory:
  *
  *  1. A pin for writing is only taken on a page that its mm has to itself: the
- *     page-table entry is writable, so copy-on-write is over and done with.
- *  2. fork() never shares a page that may be pinned (mm/pin_fork.c).
+ *     page-table entry is writable or, with FOLL_FORCE, its copy-on-write has
+ *     just been broken under mmap_lock. try_grab_page() asserts it.
+ *  2. fork() never shares a page that may be pinned, if a present entry of a
+ *     page table of the lowest level maps it (mm/pin_fork.c).
  *
  * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
  * reference count for each pin. A larger compound page has one reference and
@@ -24,9 +26,10 @@
  *    barrier before reading the count: one of the two sees the other.
  *
  * mm->has_pinned is set before the first pin of an mm and never cleared. It is
- * written by whoever pins (mm_set_has_pinned()), under mmap_lock held for
- * reading, or under none in the fast path. It is read by fork, under mmap_lock
- * held for writing: that orders it with the slow path. The lockless fast path
+ * written by whoever pins (mm_set_has_pinned()), before or after taking
+ * mmap_lock for reading. It is read by fork, under mmap_lock held for writing,
+ * so fork sees what the slow path wrote before it let go of the lock. The
+ * lockless fast path
  * is ordered by mm->write_protect_seq, a sequence count, odd while a fork of
  * the mm runs. Its only writer is fork, under mmap_lock held for writing:
  *

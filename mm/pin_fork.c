@@ -53,9 +53,9 @@ struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr)
  * @page: the page that @src_pte maps, anonymous
  * @copy: the page to copy it to, from pin_fork_alloc(); is the child's then
  *
- * The child's entry is writable if its mapping is: nobody shares the copy.
- * Only the write-protection of userfaultfd and the soft-dirty state are the
- * process's own, and carried over.
+ * Nobody shares the copy, so the child's entry is writable if its mapping is,
+ * but for what is carried over: the write-protection of userfaultfd, and a
+ * clean soft-dirty state, which the next write has to be seen to change.
  *
  * Context: fork, mmap_lock of both held for writing, and both page-table locks.
  */
@@ -76,8 +76,9 @@ void pin_fork_copy_pte(struct vm_area_struct *dst_vma,
 
 	pte = pte_sw_mkyoung(mk_pte(copy, dst_vma->vm_page_prot));
 	pte = maybe_mkwrite(pte_mkdirty(pte), dst_vma);
-	if (!pte_soft_dirty(src_pte))
-		pte = pte_clear_soft_dirty(pte);
+	/* Both are found out by a fault, so the entry must not be writable. */
+	if (IS_ENABLED(CONFIG_MEM_SOFT_DIRTY) && !pte_soft_dirty(src_pte))
+		pte = pte_wrprotect(pte_clear_soft_dirty(pte));
 	if (userfaultfd_pte_wp(dst_vma, src_pte))
 		pte = pte_wrprotect(pte_mkuffd_wp(pte));
 	set_pte_at(dst_vma->vm_mm, addr, dst_pte, pte);

@@ -165,7 +165,7 @@ static void fake_dma_unpin_pages(struct fake_dma_handle *h, u32 flags)
 	for (i = 0; i < h->nr_pages; i += nr) {
 		nr = 1;
 		while (i + nr < h->nr_pages &&
-		       h->pages[i + nr] == h->pages[i] + nr)
+		       h->pages[i + nr] == nth_page(h->pages[i], nr))
 			nr++;
 		unpin_user_page_range_dirty_lock(h->pages[i], nr, dirty);
 	}
@@ -433,6 +433,20 @@ release:
 	return ret;
 }
 
+/*
+ * Whether a wrong unpin would take somebody's pin instead of being found out.
+ * Who pins just now is not seen: enough for a test that is alone.
+ */
+static bool fake_dma_maybe_pinned(struct fake_dma_handle *h)
+{
+	unsigned long i;
+
+	for (i = 0; i < h->nr_pages; i++)
+		if (page_maybe_dma_pinned(h->pages[i]))
+			return true;
+	return false;
+}
+
 static int fake_dma_unpin(struct fake_dma_file *file, void __user *argp)
 {
 	struct fake_dma_unpin arg;
@@ -454,6 +468,8 @@ static int fake_dma_unpin(struct fake_dma_file *file, void __user *argp)
 			ret = -EINVAL;
 		else if (!(FAKE_DMA_KERNEL_CAPS & FAKE_DMA_CAP_MISUSE))
 			ret = -EOPNOTSUPP;
+		else if (fake_dma_maybe_pinned(h))
+			ret = -EBUSY;
 		else
 			fake_dma_unpin_pages(h, arg.flags);
 	} else if (h->got && arg.flags & FAKE_DMA_UNPIN_RANGE) {

@@ -836,6 +836,39 @@ TEST_F(layout, R7_R12_moved_by_mremap_after_the_pin)
 }
 
 /* Not whole pages: the rest of the first and the last one is CPU's alone. */
+/* Whether the page at @mem was written to since clear_refs. */
+static int soft_dirty(char *mem)
+{
+	return pin_pagemap(getpid(), mem) >> 55 & 1;
+}
+
+static int child_writes_and_is_tracked(struct pinned *p)
+{
+	if (soft_dirty(p->mem) != 0)
+		return 1;
+	*(volatile char *)p->mem = 'c';
+	return soft_dirty(p->mem) == 1 ? 0 : 2;
+}
+
+TEST_F(layout, R7_soft_dirty_state_of_the_copy)
+{
+	struct pinned *p = &self->p;
+	char *mem = pin_map_small(1);
+	int fd;
+
+	ASSERT_NE(NULL, mem);
+	pin_fill(mem, 1, AT_FORK);
+	p->mem = mem;
+	p->nr = 1;
+	ASSERT_EQ(0, pin_range(p->dev, mem, PAGE, FAKE_DMA_PIN_WRITE,
+			       variant->call, &p->handle));
+	fd = open("/proc/self/clear_refs", O_WRONLY | O_CLOEXEC);
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(1, write(fd, "4", 1));
+	close(fd);
+	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_writes_and_is_tracked, p)));
+}
+
 TEST_F(layout, R7_range_starts_and_ends_within_pages)
 {
 	struct pinned *p = &self->p;
