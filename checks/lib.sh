@@ -39,6 +39,8 @@ at() {
 		rm -rf "$TREE"
 		git -C "$LINUX" worktree add -q -f --detach "$TREE" "$1"
 	fi
+	# A killed git leaves its lock; ours keeps others out.
+	rm -f "$(git -C "$TREE" rev-parse --absolute-git-dir)/index.lock"
 	git -C "$TREE" checkout -q -f --detach "$1"
 }
 

@@ -846,7 +846,7 @@ static int child_writes_and_is_tracked(struct pinned *p)
 {
 	if (soft_dirty(p->mem) != 0)
 		return 1;
-	*(volatile char *)p->mem = 'c';
+	p->mem[0] = 'c';
 	return soft_dirty(p->mem) == 1 ? 0 : 2;
 }
 

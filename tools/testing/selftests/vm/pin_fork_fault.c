@@ -120,8 +120,8 @@ static bool same_pages(int dev, uint32_t handle, char *mem, size_t nr,
 /*
  * Every allocation in turn. The thread that forks has its stack, and with it
  * its errno, in shared memory, and the child another one: no page of theirs is
- * copied on write after fork, and so no such copy meets an allocation failure
- * that was meant for fork.
+ * faulted in or copied on write around fork, so that the failure that is meant
+ * for fork meets nothing else.
  */
 FIXTURE(fault) {
 	int dev;
@@ -164,10 +164,14 @@ static int set_fault(const char *dir, bool on)
 	write_file(name, on ? "0" : "1");
 	snprintf(name, sizeof(name), "%signore-gfp-highmem", dir);
 	write_file(name, on ? "N" : "Y");
-	/* A backtrace each time is too much of a good thing. */
-	snprintf(name, sizeof(name), "%sverbose", dir);
-	write_file(name, on ? "0" : "2");
 	return ret;
+}
+
+/* A backtrace for each failure would be too much of a good thing. */
+static void set_verbose(bool on)
+{
+	write_file(FAULTS "fail_page_alloc/verbose", on ? "2" : "0");
+	write_file(FAULTS "failslab/verbose", on ? "2" : "0");
 }
 
 FIXTURE_SETUP(fault)
@@ -177,12 +181,13 @@ FIXTURE_SETUP(fault)
 	if (set_fault(variant->wanted, true))
 		SKIP(_exit(255), "%s: not in this kernel", variant->wanted);
 	set_fault(variant->other, false);
+	set_verbose(false);
 	if (enter_cgroup())
 		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
 
 	self->mem = pin_map_small(NR_PAGES);
-	self->stack = pin_map(STACK, MAP_SHARED);
-	self->child_stack = pin_map(STACK, MAP_SHARED);
+	self->stack = pin_map(STACK, MAP_SHARED | MAP_POPULATE);
+	self->child_stack = pin_map(STACK, MAP_SHARED | MAP_POPULATE);
 	ASSERT_NE(NULL, self->mem);
 	ASSERT_NE(NULL, self->stack);
 	ASSERT_NE(NULL, self->child_stack);
@@ -198,6 +203,7 @@ FIXTURE_TEARDOWN(fault)
 	EXPECT_EQ(self->held, pin_held());
 	set_fault(FAULTS "fail_page_alloc/", false);
 	set_fault(FAULTS "failslab/", false);
+	set_verbose(true);
 	leave_cgroup();
 }
 
