@@ -312,9 +312,10 @@ static long pin_finish(struct page **pages, long nr)
  * Context: mmap_lock held for reading or writing, and not dropped; may sleep.
  * @vmas are valid for as long as it is held.
  * Return: how many pages were pinned, from the first on, if any. Else, with
- * nothing pinned: 0 if @nr_pages is 0, or FOLL_NOWAIT had to wait, -EFAULT if @start is not mapped so that
- * @gup_flags allow, -ENOMEM if there is no memory, or the page has too many
- * pins already, -EOPNOTSUPP for FOLL_LONGTERM of fs-dax memory, -EHWPOISON,
+ * nothing pinned: 0 if @nr_pages is 0, or FOLL_NOWAIT would have had to wait,
+ * -EFAULT if @start is not mapped so that @gup_flags allow, -ENOMEM if there
+ * is no memory, or the page has too many pins already, -EOPNOTSUPP for
+ * FOLL_LONGTERM of fs-dax memory, -EHWPOISON for a page with a memory error,
  * -EINTR if the process is being killed, -EINVAL for flags that are not the
  * caller's to set.
  */

@@ -39,7 +39,7 @@
  *     s = write_protect_seq, even          smp_mb()              (A)
  *     smp_rmb()                 (B)        read has_pinned
  *     for each entry:                      for each entry:
- *         entry is writable                    read the page's count
+ *         entry is writable                    read the page's pins
  *         count += pin, full barrier (C)       pinned: copy it
  *         entry is unchanged                   else: write-protect the entry
  *     s == write_protect_seq               smp_wmb()             (D)

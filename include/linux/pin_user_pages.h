@@ -18,7 +18,7 @@
  * Big enough that a page seldom has as many ordinary references, small enough
  * that a million pins fit below PIN_REF_LIMIT (mm/pin.h).
  */
-#define GUP_PIN_COUNTING_BIAS	(1 << 10)
+#define GUP_PIN_COUNTING_BIAS	1024
 
 /*
  * Whether the compound page of @head has an exact pin count: it lives in the
