@@ -95,7 +95,9 @@ static __always_inline bool unpin_small(struct page *page)
 {
 	int old = page_ref_count(page);
 
-	if (unlikely(PageCompound(page) || page_is_devmap_managed(page)))
+	/* A tail page has no references of its own. */
+	if (unlikely(test_bit(PG_head, &page->flags) ||
+		     page_is_devmap_managed(page)))
 		return false;
 	do {
 		if (unlikely(old <= GUP_PIN_COUNTING_BIAS))
@@ -161,11 +163,10 @@ unpin_array(struct page **pages, unsigned long npages, bool make_dirty)
  * For pins that no caller has seen.
  *
  * Context: any context in which put_page() may be called.
- * Return: the number of pins given back.
  */
-unsigned long unpin_pages(struct page **pages, unsigned long npages)
+void unpin_pages(struct page **pages, unsigned long npages)
 {
-	return unpin_array(pages, npages, false);
+	unpin_array(pages, npages, false);
 }
 
 /**

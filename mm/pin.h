@@ -127,7 +127,7 @@ static __always_inline bool try_pin_small(struct page *page)
 
 struct page *try_pin_head(struct page *page, int refs);
 int unpin_head(struct page *head, int refs);
-unsigned long unpin_pages(struct page **pages, unsigned long npages);
+void unpin_pages(struct page **pages, unsigned long npages);
 
 /* The page that @pte maps, if fork must not share it; else NULL. */
 static inline struct page *pin_fork_page(struct vm_area_struct *vma,

@@ -7,9 +7,11 @@
  * usage: pin_fork_race [ROUNDS]
  */
 #define _GNU_SOURCE
+#include <limits.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -17,8 +19,8 @@
 #include "../kselftest_harness.h"
 #include "pin_util.h"
 
-#define MAX_PAGES	2048
-#define MAX_PIECES	32
+#define NR_PAGES	256	/* that fork copies */
+#define LEAD_PAGES	4096	/* that it does not */
 
 /* Every so many rounds the child stays, to see what it must not see. */
 #define CHILD_LOOKS	8
@@ -27,26 +29,22 @@
 #define BY_CPU		0
 #define BY_DEVICE	8
 
-static int rounds = 1000;
+static int rounds = 2000;
 
 struct race {
-	int dev;
-	char *mem;
-	size_t nr_pages;	/* of mem */
-	size_t stride;		/* each of so many pages is the child's, too */
-	int pagemap;
+	int dev, pagemap;
+	char *mem;		/* what is pinned: the lead, and the pages */
+	char *pages;
+	size_t nr_lead;
 	pthread_t pinner;
 	atomic_int *checked;	/* the last round that was; children see it */
 
 	/* The forking thread sets the round, the pinning one says it is done. */
 	atomic_int round, done, stop;
-	atomic_int forking;	/* the round in which fork is under way, or 0 */
-	atomic_long delay_ns;	/* until the first pin; negative: until fork */
+	long long pin_at, pinned_at;	/* when to begin, when it was over */
 
-	size_t nr_pieces;	/* that the memory is pinned in */
-	size_t nr_pinned;	/* of these, the last ones of the memory */
-	uint32_t handle[MAX_PIECES];
-	int error;		/* of a pin */
+	uint32_t handle;
+	int error;		/* of the pin */
 };
 
 static long long now_ns(void)
@@ -57,11 +55,9 @@ static long long now_ns(void)
 	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
 }
 
-static void pass_ns(long long ns)
+static void wait_until(long long ns)
 {
-	long long start = now_ns();
-
-	while (now_ns() - start < ns)
+	while (now_ns() < ns)
 		;
 }
 
@@ -75,33 +71,11 @@ static void wait_for(atomic_int *value, int wanted)
 			sched_yield();
 }
 
-static size_t piece_pages(struct race *r)
+static void pin(struct race *r)
 {
-	return r->nr_pages / r->nr_pieces;
-}
-
-/* The first piece to be pinned is the last one in memory. */
-static char *piece_mem(struct race *r, size_t piece)
-{
-	return r->mem + (r->nr_pieces - 1 - piece) * piece_pages(r) * PAGE;
-}
-
-/*
- * Pins piece by piece, from the last to the first: fork goes the other way, so
- * they meet. When fork is over there is nothing more to be seen.
- */
-static void pin_pieces(struct race *r, int round)
-{
-	for (r->nr_pinned = 0; r->nr_pinned < r->nr_pieces; r->nr_pinned++) {
-		if (r->forking != round)
-			break;
-		r->error = pin_range(r->dev, piece_mem(r, r->nr_pinned),
-				     piece_pages(r) * PAGE, FAKE_DMA_PIN_WRITE,
-				     FAKE_DMA_CALL_FAST,
-				     &r->handle[r->nr_pinned]);
-		if (r->error)
-			break;
-	}
+	r->error = pin_range(r->dev, r->mem, (r->nr_lead + NR_PAGES) * PAGE,
+			     FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST, &r->handle);
+	r->pinned_at = now_ns();
 }
 
 static void *pinner(void *arg)
@@ -113,10 +87,47 @@ static void *pinner(void *arg)
 		wait_for(&r->round, round);
 		if (r->stop)
 			return NULL;
-		pass_ns(r->delay_ns);
-		pin_pieces(r, round);
+		wait_until(r->pin_at);
+		pin(r);
 		r->done = round;
 	}
+}
+
+/* Writable entries, which the fast path wants. */
+static void touch(struct race *r)
+{
+	size_t i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		pin_set(r->pages + i * PAGE + BY_CPU, 0);
+}
+
+/* Memory, and the thread that pins it; says false if they cannot be had. */
+static bool race_begin(struct race *r, size_t nr_lead)
+{
+	size_t i;
+
+	r->nr_lead = nr_lead;
+	r->mem = pin_map_small(nr_lead + NR_PAGES);
+	r->pagemap = open("/proc/self/pagemap", O_RDONLY);
+	if (!r->mem || r->pagemap < 0)
+		return false;
+	r->pages = r->mem + nr_lead * PAGE;
+	if (nr_lead && madvise(r->mem, nr_lead * PAGE, MADV_DONTFORK))
+		return false;
+	for (i = 0; i < nr_lead; i++)
+		r->mem[i * PAGE] = 1;
+	touch(r);
+	r->round = 0;
+	r->done = 0;
+	return !pthread_create(&r->pinner, NULL, pinner, r);
+}
+
+static void race_end(struct race *r)
+{
+	r->stop = 1;
+	r->round = INT_MAX;
+	pthread_join(r->pinner, NULL);
 }
 
 /* A child must find nothing that was written after fork. */
@@ -127,165 +138,210 @@ static int child(struct race *r, int round)
 	if (round % CHILD_LOOKS)
 		return 0;
 	wait_for(r->checked, round);
-	for (i = 0; i < r->nr_pages; i += r->stride)
-		if (pin_get(r->mem + i * PAGE + BY_CPU) == round ||
-		    pin_get(r->mem + i * PAGE + BY_DEVICE) == round)
+	for (i = 0; i < NR_PAGES; i++)
+		if (pin_get(r->pages + i * PAGE + BY_CPU) == round ||
+		    pin_get(r->pages + i * PAGE + BY_DEVICE) == round)
 			return 1;
 	return 0;
 }
 
 /*
- * Writes to the pinned pages of a piece, as a process would that goes on, and
- * counts those that are not the pages behind the handle after that.
+ * Writes to the pages, as a process would that goes on, and counts those that
+ * are not the pages behind the handle after that.
  */
-static int pages_apart(struct race *r, int round, size_t piece)
+static int pages_apart(struct race *r, int round)
 {
-	char *mem = piece_mem(r, piece);
-	uint64_t entries[MAX_PAGES];
-	size_t i, len = piece_pages(r) * sizeof(*entries);
-	struct fake_dma_page page;
-	int apart = 0;
+	struct fake_dma_page pinned[NR_PAGES];
+	uint64_t mapped[NR_PAGES];
+	int i, apart = 0;
 
-	for (i = 0; i < piece_pages(r); i += r->stride)
-		pin_set(mem + i * PAGE + BY_CPU, round);
-	if (pread(r->pagemap, entries, len,
-		  (uintptr_t)mem / PAGE * sizeof(*entries)) != len)
+	for (i = 0; i < NR_PAGES; i++)
+		pin_set(r->pages + i * PAGE + BY_CPU, round);
+	if (pread(r->pagemap, mapped, sizeof(mapped),
+		  (uintptr_t)r->pages / PAGE * sizeof(*mapped)) !=
+	    sizeof(mapped))
 		return -1;
-	for (i = 0; i < piece_pages(r); i += r->stride) {
-		if (pin_query(r->dev, r->handle[piece], i, 1, &page))
-			return -1;
-		apart += page.pfn != (entries[i] & ((1ULL << 55) - 1));
-	}
+	if (pin_query(r->dev, r->handle, r->nr_lead, NR_PAGES, pinned))
+		return -1;
+	for (i = 0; i < NR_PAGES; i++)
+		apart += pinned[i].pfn != (mapped[i] & ((1ULL << 55) - 1));
 	return apart;
 }
 
-/* Both ways, in one page of the piece, another one each time. */
-static int words_lost(struct race *r, int round, size_t piece)
+/* Both ways, in one page, another one each time. */
+static int words_lost(struct race *r, int round)
 {
-	size_t page = round % (piece_pages(r) / r->stride) * r->stride;
-	char *mem = piece_mem(r, piece) + page * PAGE;
+	size_t page = round % NR_PAGES * PAGE;
+	size_t offset = r->nr_lead * PAGE + page;
 	uint64_t word = 0;
 	int lost;
 
-	if (pin_read(r->dev, r->handle[piece], page * PAGE + BY_CPU, &word,
-		     sizeof(word)))
+	if (pin_read(r->dev, r->handle, offset + BY_CPU, &word, sizeof(word)))
 		return -1;
 	lost = word != round;
 	word = round;
-	if (pin_write(r->dev, r->handle[piece], page * PAGE + BY_DEVICE, &word,
+	if (pin_write(r->dev, r->handle, offset + BY_DEVICE, &word,
 		      sizeof(word)))
 		return -1;
-	return lost + (pin_get(mem + BY_DEVICE) != round);
+	return lost + (pin_get(r->pages + page + BY_DEVICE) != round);
+}
+
+/* What is wrong after fork, or NULL. */
+static const char *find_wrong(struct race *r, int round, pid_t pid)
+{
+	static char text[64];
+	int nr, status;
+
+	if (pid < 0 || r->error)
+		return pid < 0 ? "fork failed" : "a pin failed";
+	nr = pages_apart(r, round);
+	if (nr) {
+		snprintf(text, sizeof(text), "%d pinned pages are lost", nr);
+		return text;
+	}
+	if (words_lost(r, round))
+		return "process and device do not see the same";
+	*r->checked = round;
+	if (waitpid(pid, &status, 0) != pid || status)
+		return "the child saw what came after fork";
+	return NULL;
+}
+
+/*
+ * When the other thread has to begin, so that its walk and that of fork meet.
+ * They do for a few instructions only, so that is found by trying: a pin that
+ * is over before fork has come too early, and one that has to wait for
+ * mmap_lock, or for pages of its own, too late.
+ */
+struct aim {
+	long delay_ns;		/* from the begin of fork */
+	long step_ns;
+	bool was_early;
+	int early, late;	/* how often it was */
+};
+
+static void aim_learn(struct aim *aim, bool early)
+{
+	long step = aim->step_ns;
+
+	step = early == aim->was_early ? step * 2 : step / 2;
+	step = step < 500 ? 500 : step > 50000 ? 50000 : step;
+	aim->step_ns = step;
+	aim->was_early = early;
+	aim->delay_ns += early ? step : -step;
+	aim->early += early;
+	aim->late += !early;
+}
+
+/* Forks, while the other thread pins. Says what is wrong, or NULL. */
+static const char *race_round(struct race *r, int round, struct aim *aim)
+{
+	long delay_ns = aim->delay_ns + random() % 4000 - 2000;
+	long long fork_at, end;
+	const char *wrong;
+	pid_t pid;
+
+	/* The other thread needs a while to learn of it. */
+	fork_at = now_ns() + 100000 + (delay_ns < 0 ? -delay_ns : 0);
+	r->pin_at = fork_at + delay_ns;
+	r->round = round;
+	wait_until(fork_at);
+	pid = fork();
+	if (!pid)
+		_exit(child(r, round));
+	end = now_ns();
+	wait_for(&r->done, round);
+	aim_learn(aim, r->pinned_at < end);
+	wrong = find_wrong(r, round, pid);
+	if (!r->error && pin_unpin(r->dev, r->handle, 0))
+		wrong = wrong ?: "the unpin failed";
+	touch(r);
+	return wrong;
 }
 
 FIXTURE(race) {
 	struct race r;
 };
 
-FIXTURE_VARIANT(race) {
-	size_t nr_pages, stride, max_pieces;
-};
-
-/* Pins that begin while fork copies the page table. */
-FIXTURE_VARIANT_ADD(race, small_pins) {
-	.nr_pages = 256,
-	.stride = 1,
-	.max_pieces = MAX_PIECES,
-};
-
-/*
- * A pin that began before fork. That one walks in the same direction, and must
- * not be faster: fork has but few of its pages to do.
- */
-FIXTURE_VARIANT_ADD(race, large_pin) {
-	.nr_pages = MAX_PAGES,
-	.stride = 64,
-	.max_pieces = 1,
-};
-
 FIXTURE_SETUP(race)
 {
 	struct race *r = &self->r;
-	size_t i;
 
 	r->dev = pin_open();
-	r->nr_pages = variant->nr_pages;
-	r->stride = variant->stride;
-	r->mem = pin_map_small(r->nr_pages);
 	r->checked = pin_map(PAGE, MAP_SHARED);
-	r->pagemap = open("/proc/self/pagemap", O_RDONLY);
 	ASSERT_LE(0, r->dev);
-	ASSERT_NE(NULL, r->mem);
 	ASSERT_NE(NULL, r->checked);
-	ASSERT_LE(0, r->pagemap);
-	for (i = 0; r->stride > 1 && i < r->nr_pages; i += r->stride)
-		ASSERT_EQ(0, madvise(r->mem + (i + 1) * PAGE,
-				     (r->stride - 1) * PAGE, MADV_DONTFORK));
-	for (i = 0; i < r->nr_pages; i++)
-		pin_set(r->mem + i * PAGE, 0);
-	ASSERT_EQ(0, pthread_create(&r->pinner, NULL, pinner, r));
 }
 
 FIXTURE_TEARDOWN(race)
 {
-	self->r.stop = 1;
-	self->r.round = rounds + 1;
-	pthread_join(self->r.pinner, NULL);
 }
 
-TEST_F_TIMEOUT(race, R8_page_pinned_during_fork_stays, 300)
+static void many_rounds(struct __test_metadata *_metadata, struct race *r,
+			size_t nr_lead)
 {
-	long long start, took = 200000;
-	int round, status, met = 0;
+	struct aim aim = { 0 };
+	const char *wrong;
+	int round;
+
+	ASSERT_EQ(true, race_begin(r, nr_lead));
+	for (round = 1; round <= rounds; round++) {
+		wrong = race_round(r, round, &aim);
+		ASSERT_EQ(NULL, wrong) {
+			TH_LOG("round %d: %s", round, wrong);
+		}
+	}
+	race_end(r);
+	TH_LOG("%d rounds: %d pins were over before fork, %d after", rounds,
+	       aim.early, aim.late);
+	EXPECT_LT(rounds / 10, aim.early);
+	EXPECT_LT(rounds / 10, aim.late);
+}
+
+/* The fast path begins to walk just when fork comes to the pages. */
+TEST_F_TIMEOUT(race, R8_pin_that_begins_during_fork, 900)
+{
+	many_rounds(_metadata, &self->r, 0);
+}
+
+/*
+ * It has begun long before, and yet comes to the pages just when fork does: it
+ * has to go through memory first that fork leaves out.
+ */
+TEST_F_TIMEOUT(race, R8_pin_that_began_before_fork, 900)
+{
+	many_rounds(_metadata, &self->r, LEAD_PAGES);
+}
+
+/* The first pin of a process, which fork must learn of in time. */
+TEST_F_TIMEOUT(race, R8_first_pin_of_a_process, 900)
+{
+	struct aim *aim = pin_map(sizeof(*aim), MAP_SHARED);
 	struct race *r = &self->r;
-	size_t i;
+	int round, status;
+	const char *wrong;
 	pid_t pid;
 
-	for (round = 1; round <= rounds; round++) {
-		r->nr_pieces = 1;
-		while (r->nr_pieces < variant->max_pieces && random() % 6)
-			r->nr_pieces *= 2;
-		/* Either goes first, by no more than fork takes. */
-		r->delay_ns = took * (random() % 1024 - 256) / 1024;
-
-		r->forking = round;
-		r->round = round;
-		pass_ns(-r->delay_ns);
-		start = now_ns();
+	ASSERT_NE(NULL, aim);
+	for (round = 1; round <= rounds / 4; round++) {
+		srandom(round);	/* a child's are lost */
 		pid = fork();
-		if (!pid)
-			_exit(child(r, round));
-		r->forking = 0;
-		took += (now_ns() - start - took) / 8;
-		ASSERT_LT(0, pid);
-		wait_for(&r->done, round);
-		ASSERT_EQ(0, r->error);
-		met += r->nr_pinned > 0;
-
-		for (i = 0; i < r->nr_pinned; i++) {
-			ASSERT_EQ(0, pages_apart(r, round, i)) {
-				TH_LOG("round %d: so many pinned pages got lost",
-				       round);
-			}
-			ASSERT_EQ(0, words_lost(r, round, i)) {
-				TH_LOG("round %d: process and device do not see the same",
-				       round);
-			}
+		ASSERT_LE(0, pid);
+		if (!pid) {
+			wrong = "there is no memory or no thread";
+			if (race_begin(r, 0))
+				wrong = race_round(r, 1, aim);
+			if (wrong)
+				TH_LOG("round %d: %s", round, wrong);
+			_exit(!!wrong);
 		}
-		*r->checked = round;
 		ASSERT_EQ(pid, waitpid(pid, &status, 0));
-		ASSERT_EQ(0, status) {
-			TH_LOG("round %d: the child saw what came after fork",
-			       round);
-		}
-		for (i = 0; i < r->nr_pinned; i++)
-			ASSERT_EQ(0, pin_unpin(r->dev, r->handle[i], 0));
-		/* The fast path wants writable entries, next time. */
-		for (i = 0; i < r->nr_pages; i += r->stride)
-			pin_set(r->mem + i * PAGE + BY_CPU, round);
+		ASSERT_EQ(0, status);
 	}
-	TH_LOG("%d rounds, with pins around fork in %d", rounds, met);
-	EXPECT_LT(0, met);
+	TH_LOG("%d rounds: %d pins were over before fork, %d after",
+	       rounds / 4, aim->early, aim->late);
+	EXPECT_LT(rounds / 40, aim->early);
+	EXPECT_LT(rounds / 40, aim->late);
 }
 
 int main(int argc, char **argv)
@@ -295,5 +351,9 @@ int main(int argc, char **argv)
 	else if (argc > 1)
 		ksft_exit_fail_msg("usage: %s [ROUNDS]\n", argv[0]);
 	pin_need_device();
-	return test_harness_run(argc, argv);
+	if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+		ksft_print_header();
+		ksft_exit_skip("a race takes two CPUs\n");
+	}
+	return test_harness_run(1, argv);
 }
