@@ -316,9 +316,10 @@ static long pin_finish(struct page **pages, long nr)
  * nothing pinned: 0 if @nr_pages is 0, or FOLL_NOWAIT would have had to wait,
  * -EFAULT if @start is not mapped so that @gup_flags allow, -ENOMEM if there
  * is no memory, or the page has too many pins already, -EOPNOTSUPP for
- * FOLL_LONGTERM of fs-dax memory, -EHWPOISON for a page with a memory error,
- * -EINTR if the process is being killed, -EINVAL for flags that are not the
- * caller's to set.
+ * FOLL_LONGTERM of fs-dax memory, -EHWPOISON with FOLL_HWPOISON for a page with
+ * a memory error (-EFAULT without), -EINTR if the process is being killed (but
+ * -EFAULT from hugetlb), -EINVAL for flags that are not the caller's to set,
+ * or what arch_make_page_accessible() gives.
  */
 long pin_user_pages(unsigned long start, unsigned long nr_pages,
 		    unsigned int gup_flags, struct page **pages,
@@ -434,7 +435,7 @@ EXPORT_SYMBOL(pin_user_pages_remote);
  * did not find there, and while the process forks.
  *
  * Context: mmap_lock not held; may sleep.
- * Return: see pin_user_pages().
+ * Return: see pin_user_pages(); 0, too, for a range that wraps around.
  */
 int pin_user_pages_fast(unsigned long start, int nr_pages,
 			unsigned int gup_flags, struct page **pages)
@@ -457,8 +458,9 @@ EXPORT_SYMBOL_GPL(pin_user_pages_fast);
  * @gup_flags: see pin_user_pages_fast()
  * @pages: see pin_user_pages()
  *
- * Context: any; does not sleep, and leaves mmap_lock alone. Pins nothing on
- * architectures without the lockless walk, and while the process forks.
+ * Context: any in which there is a current->mm; does not sleep, and leaves
+ * mmap_lock alone. Pins nothing on architectures without the lockless walk, and
+ * while the process forks.
  * Return: how many pages were pinned, from the first on; never an error.
  */
 int pin_user_pages_fast_only(unsigned long start, int nr_pages,

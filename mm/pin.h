@@ -6,7 +6,8 @@
  *
  *  1. A pin for writing is only taken on a page that its mm has to itself: the
  *     page-table entry is writable or, with FOLL_FORCE, its copy-on-write has
- *     just been broken under mmap_lock. try_grab_page() asserts it.
+ *     just been broken under mmap_lock. try_grab_page() asserts it, for
+ *     what the slow path finds.
  *  2. fork() never shares a page that may be pinned, if a present entry of a
  *     page table of the lowest level maps it (mm/pin_fork.c).
  *
@@ -58,8 +59,8 @@
 
 /*
  * No pin is added to a reference count above this. The other half is left to
- * the pins that are being added by other CPUs meanwhile, and to ordinary
- * references, which have no limit of their own.
+ * the last pins that were added, which may be many at once of a huge page, and
+ * to ordinary references, which have no limit of their own.
  */
 #define PIN_REF_LIMIT	(INT_MAX / 2)
 
@@ -135,8 +136,8 @@ static inline struct page *pin_fork_page(struct vm_area_struct *vma,
 {
 	struct page *page = vm_normal_page(vma, addr, pte);
 
-	return page && PageAnon(page) && page_maybe_dma_pinned(page) ?
-	       page : NULL;
+	return page && PageAnon(page) && !PageKsm(page) &&
+	       page_maybe_dma_pinned(page) ? page : NULL;
 }
 
 struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr);

@@ -31,11 +31,14 @@
  */
 struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr)
 {
-	struct page *page = alloc_page_vma(GFP_HIGHUSER_MOVABLE, vma, addr);
+	/* fork() can fail: nobody is killed to make room for the child. */
+	const gfp_t may_fail = __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+	struct page *page;
 
+	page = alloc_page_vma(GFP_HIGHUSER_MOVABLE | may_fail, vma, addr);
 	if (!page)
 		return NULL;
-	if (mem_cgroup_charge(page, vma->vm_mm, GFP_KERNEL)) {
+	if (mem_cgroup_charge(page, vma->vm_mm, GFP_KERNEL | may_fail)) {
 		put_page(page);
 		return NULL;
 	}

@@ -365,6 +365,50 @@ TEST_F(charge, R9_copies_are_charged_to_the_memory_cgroup)
 	EXPECT_GE(shared + charge_noise(), charge_of_child(_metadata));
 }
 
+/* One of the counters of memory.events, or -1. */
+static long event(const char *name)
+{
+	FILE *file = fopen(CGROUP "memory.events", "r");
+	long value, found = -1;
+	char key[32];
+
+	if (!file)
+		return -1;
+	while (found < 0 && fscanf(file, "%31s %ld", key, &value) == 2)
+		if (!strcmp(key, name))
+			found = value;
+	fclose(file);
+	return found;
+}
+
+TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
+{
+	uint32_t handle;
+	char text[32];
+	pid_t child;
+
+	ASSERT_EQ(0, pin_range(self->dev, self->mem, NR_CHARGED * PAGE,
+			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
+			       &handle));
+	ASSERT_EQ(0, event("oom_kill"));
+	/* For everything that fork needs, and half of the copies. */
+	snprintf(text, sizeof(text), "%ld",
+		 (charged_at_rest() + NR_CHARGED / 2) * (long)PAGE);
+	ASSERT_EQ(0, write_file(CGROUP "memory.max", text));
+	child = fork();
+	if (!child)
+		_exit(0);
+	EXPECT_EQ(-1, child);
+	EXPECT_EQ(ENOMEM, errno);
+	if (child > 0)
+		waitpid(child, NULL, 0);
+	EXPECT_LT(0, event("max"));
+	EXPECT_EQ(0, event("oom_kill"));
+	ASSERT_EQ(0, write_file(CGROUP "memory.max", "max"));
+	EXPECT_LE(NR_CHARGED, charge_of_child(_metadata) + charge_noise());
+	ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
+}
+
 int main(int argc, char **argv)
 {
 	pin_need_device();
