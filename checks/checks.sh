@@ -236,3 +236,27 @@ coccicheck() {
 			' '{}' "${files[@]}"
 	) >"$CHECK/coccicheck.$tree"
 }
+
+# What may be left out of the model, each of which spin must find out
+model_faults='NO_ODD NO_RETRY NO_MB_A NO_MB_C NO_LATCH'
+
+check_model() {
+	need spin:spin
+	local fault out=$CHECK/model
+	for fault in '' $model_faults; do
+		rm -rf "$out"
+		mkdir -p "$out"
+		(
+			cd "$out"
+			spin -a ${fault:+-D$fault} "$ROOT/checks/fork.pml"
+			gcc -O2 -w -DSAFETY -o pan pan.c
+			./pan -m100000
+		) >"$out/log" 2>&1 || { tail -n 5 "$out/log"; continue; }
+		if [ -n "$fault" ]; then
+			grep -q 'assertion violated' "$out/log" || echo "checks/fork.pml: spin does not find $fault"
+		elif ! grep -q 'errors: 0$' "$out/log" || grep -q 'max search depth too small' "$out/log"; then
+			echo "checks/fork.pml:"
+			grep -E 'errors: |violated|invalid end|too small' "$out/log"
+		fi
+	done
+}

@@ -9,7 +9,7 @@
  *     just been broken under mmap_lock. try_grab_page() asserts it, for
  *     what the slow path finds.
  *  2. fork() never shares a page that may be pinned, if a present entry of a
- *     page table of the lowest level maps it (mm/pin_fork.c).
+ *     page table maps it, of whatever level (mm/pin_fork.c, mm/hugetlb.c).
  *
  * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
  * reference count for each pin. A larger compound page has one reference and
@@ -130,14 +130,19 @@ struct page *try_pin_head(struct page *page, int refs);
 int unpin_head(struct page *head, int refs);
 void unpin_pages(struct page **pages, unsigned long npages);
 
+/* Whether fork must not share @page, of an mm that has pinned something. */
+static inline bool pin_fork_copies(struct page *page)
+{
+	return PageAnon(page) && !PageKsm(page) && page_maybe_dma_pinned(page);
+}
+
 /* The page that @pte maps, if fork must not share it; else NULL. */
 static inline struct page *pin_fork_page(struct vm_area_struct *vma,
 					 unsigned long addr, pte_t pte)
 {
 	struct page *page = vm_normal_page(vma, addr, pte);
 
-	return page && PageAnon(page) && !PageKsm(page) &&
-	       page_maybe_dma_pinned(page) ? page : NULL;
+	return page && pin_fork_copies(page) ? page : NULL;
 }
 
 struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr);
@@ -145,5 +150,9 @@ void pin_fork_copy_pte(struct vm_area_struct *dst_vma,
 		       struct vm_area_struct *src_vma, pte_t *dst_pte,
 		       pte_t src_pte, unsigned long addr, struct page *page,
 		       struct page *copy);
+int pin_fork_copy_pmd(struct vm_area_struct *dst_vma,
+		      struct vm_area_struct *src_vma, pmd_t *dst_pmd,
+		      pmd_t *src_pmd, unsigned long addr, struct page *page,
+		      pgtable_t pgtable);
 
 #endif /* _MM_PIN_H */

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Fork and pinned anonymous memory that is mapped by page table entries: the
- * page a device was given stays with the process that gave it (R7, C1), and
- * the child has the bytes as they were at fork, for ever (C2).
+ * Fork and pinned anonymous memory: the page a device was given stays with the
+ * process that gave it (R7, C1), and the child has the bytes as they were at
+ * fork, for ever (C2).
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -24,7 +24,7 @@
 #define NR_PAGES	32	/* of a buffer, */
 #define FIRST		8	/* and those of it that get pinned */
 #define NR_PINNED	16
-#define NR_MAX		64	/* pinned by any test */
+#define NR_MAX		512	/* pinned by any test */
 
 /* What a buffer holds when the process forks: what a child must see. */
 #define AT_FORK		0xf0f0
@@ -835,7 +835,6 @@ TEST_F(layout, R7_R12_moved_by_mremap_after_the_pin)
 	expect_survives_fork(&self->p);
 }
 
-/* Not whole pages: the rest of the first and the last one is CPU's alone. */
 /* Whether the page at @mem was written to since clear_refs. */
 static int soft_dirty(char *mem)
 {
@@ -869,6 +868,7 @@ TEST_F(layout, R7_soft_dirty_state_of_the_copy)
 	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_writes_and_is_tracked, p)));
 }
 
+/* Not whole pages: the rest of the first and the last one is CPU's alone. */
 TEST_F(layout, R7_range_starts_and_ends_within_pages)
 {
 	struct pinned *p = &self->p;
@@ -984,6 +984,373 @@ TEST_F(layout, R7_subpages_of_a_split_thp_mapping)
 		ASSERT_EQ(0, pin_unpin(self->p.dev, self->p.handle, 0));
 		*self->p.stage = 0;
 	}
+}
+
+/* Parts of the mapping go away or elsewhere: what is left is as it was. */
+TEST_F(layout, R7_R12_parts_of_a_thp_unmapped_and_moved)
+{
+	struct pinned *p = &self->p;
+	char *mem = pin_map_thp(p->dev, 1), *to = pin_map_small(NR_PINNED);
+
+	if (!mem)
+		SKIP(return, "no transparent huge page to be had");
+	ASSERT_NE(NULL, to);
+	pin(p, mem + 100 * PAGE, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
+	ASSERT_EQ(0, munmap(mem + 90 * PAGE, 5 * PAGE));
+	expect_survives_fork(p);
+	ASSERT_EQ(to, mremap(p->mem, NR_PINNED * PAGE, NR_PINNED * PAGE,
+			     MREMAP_MAYMOVE | MREMAP_FIXED, to));
+	p->mem = to;
+	expect_survives_fork(p);
+}
+
+/*
+ * Huge pages: the parent's stays, and stays huge; the child gets a huge copy.
+ */
+#define NR_HUGE		2
+#define NR_POOL		4	/* for them, a copy and what a write takes */
+
+struct huge {
+	struct pinned p;
+	char *buf;		/* NR_HUGE huge pages, the first one pinned */
+	size_t size;		/* of a huge page */
+	bool hugetlb;
+	long pool_size;		/* to be set again */
+};
+
+FIXTURE(huge) {
+	struct huge h;
+};
+
+FIXTURE_VARIANT(huge) {
+	size_t hugetlb;		/* size, 0: transparent */
+	uint32_t call;
+	size_t nr;		/* pages to pin, from... */
+	size_t first;
+};
+
+FIXTURE_VARIANT_ADD(huge, thp_fast) {
+	.call = FAKE_DMA_CALL_FAST,
+	.nr = NR_PINNED,
+	.first = 100,
+};
+
+FIXTURE_VARIANT_ADD(huge, thp_slow) {
+	.call = FAKE_DMA_CALL_SLOW,
+	.nr = NR_PINNED,
+	.first = 100,
+};
+
+FIXTURE_VARIANT_ADD(huge, thp_one_subpage) {
+	.call = FAKE_DMA_CALL_FAST,
+	.nr = 1,
+	.first = 511,
+};
+
+FIXTURE_VARIANT_ADD(huge, thp_whole) {
+	.call = FAKE_DMA_CALL_FAST,
+	.nr = 512,
+};
+
+FIXTURE_VARIANT_ADD(huge, hugetlb_fast) {
+	.hugetlb = HUGE_PAGE,
+	.call = FAKE_DMA_CALL_FAST,
+	.nr = NR_PINNED,
+	.first = 100,
+};
+
+FIXTURE_VARIANT_ADD(huge, hugetlb_slow) {
+	.hugetlb = HUGE_PAGE,
+	.call = FAKE_DMA_CALL_SLOW,
+	.nr = NR_PINNED,
+	.first = 100,
+};
+
+FIXTURE_VARIANT_ADD(huge, hugetlb_whole) {
+	.hugetlb = HUGE_PAGE,
+	.call = FAKE_DMA_CALL_FAST,
+	.nr = 512,
+};
+
+FIXTURE_VARIANT_ADD(huge, hugetlb_1g) {
+	.hugetlb = 1UL << 30,
+	.call = FAKE_DMA_CALL_FAST,
+	.nr = NR_PINNED,
+	.first = 200000,
+};
+
+/* A number of the pool of huge pages of that size, or -1. */
+static long pool(size_t size, const char *what)
+{
+	long value = -1;
+	char name[128];
+	FILE *file;
+
+	snprintf(name, sizeof(name),
+		 "/sys/kernel/mm/hugepages/hugepages-%zukB/%s", size >> 10,
+		 what);
+	file = fopen(name, "r");
+	if (!file)
+		return -1;
+	if (fscanf(file, "%ld", &value) != 1)
+		value = -1;
+	fclose(file);
+	return value;
+}
+
+/* Sets the number of huge pages of the pool; says what it is then. */
+static long set_pool(size_t size, long nr)
+{
+	char name[128];
+	FILE *file;
+
+	snprintf(name, sizeof(name),
+		 "/sys/kernel/mm/hugepages/hugepages-%zukB/nr_hugepages",
+		 size >> 10);
+	file = fopen(name, "w");
+	if (file) {
+		fprintf(file, "%ld", nr);
+		fclose(file);
+	}
+	return pool(size, "nr_hugepages");
+}
+
+/* How much of the mapping at @mem a process has mapped by huge entries. */
+static long huge_kb(pid_t pid, char *mem)
+{
+	unsigned long start, end;
+	char name[64], line[256];
+	bool ours = false;
+	long kb, sum = 0;
+	FILE *file;
+
+	snprintf(name, sizeof(name), "/proc/%d/smaps", pid);
+	file = fopen(name, "r");
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &start, &end) == 2)
+			ours = start <= (uintptr_t)mem && (uintptr_t)mem < end;
+		else if (ours && (sscanf(line, "AnonHugePages: %ld", &kb) == 1 ||
+				  sscanf(line, "Private_Hugetlb: %ld", &kb) == 1 ||
+				  sscanf(line, "Shared_Hugetlb: %ld", &kb) == 1))
+			sum += kb;
+	}
+	fclose(file);
+	return sum;
+}
+
+/* MAP_HUGETLB and the size of a page */
+static int map_hugetlb(size_t size)
+{
+	return MAP_PRIVATE | MAP_HUGETLB | (ffsl(size) - 1) << MAP_HUGE_SHIFT;
+}
+
+/* Maps huge pages of that size from the pool, or transparent ones for 0. */
+static void map_huge(struct __test_metadata *_metadata, struct huge *h,
+		     size_t hugetlb)
+{
+	open_device(_metadata, &h->p);
+	h->hugetlb = hugetlb;
+	h->size = hugetlb ?: HUGE_PAGE;
+	if (hugetlb) {
+		h->pool_size = pool(h->size, "nr_hugepages");
+		if (set_pool(h->size, NR_POOL) != NR_POOL) {
+			set_pool(h->size, h->pool_size);
+			SKIP(_exit(255), "no memory for %d huge pages of %zu MB",
+			     NR_POOL, h->size >> 20);
+		}
+		h->buf = pin_map(NR_HUGE * h->size, map_hugetlb(h->size));
+	} else {
+		h->buf = pin_map_thp(h->p.dev, NR_HUGE);
+		if (!h->buf)
+			SKIP(_exit(255), "no transparent huge page to be had");
+	}
+	ASSERT_NE(NULL, h->buf);
+	pin_set(h->buf + h->size, 1);
+}
+
+static void pin_huge(struct __test_metadata *_metadata, struct huge *h,
+		     size_t first, size_t nr, uint32_t call)
+{
+	pin(&h->p, h->buf + first * PAGE, nr, FAKE_DMA_PIN_WRITE, call);
+	expect_identity(&h->p, "before fork");
+	pin_fill(h->p.mem, h->p.nr, AT_FORK);
+}
+
+static void unpin_huge(struct __test_metadata *_metadata, struct huge *h)
+{
+	expect_identity(&h->p, "when all is over");
+	EXPECT_EQ(0, pin_unpin(h->p.dev, h->p.handle, 0));
+	munmap(h->buf, NR_HUGE * h->size);
+	if (h->hugetlb) {
+		EXPECT_EQ(NR_POOL, pool(h->size, "free_hugepages"));
+		EXPECT_EQ(0, pool(h->size, "resv_hugepages"));
+		set_pool(h->size, h->pool_size);
+	}
+}
+
+FIXTURE_SETUP(huge)
+{
+	map_huge(_metadata, &self->h, variant->hugetlb);
+	pin_huge(_metadata, &self->h, variant->first, variant->nr,
+		 variant->call);
+}
+
+FIXTURE_TEARDOWN(huge)
+{
+	unpin_huge(_metadata, &self->h);
+}
+
+TEST_F(huge, R7_C1_C2_child_and_parent)
+{
+	struct pinned *p = &self->h.p;
+	pid_t child;
+
+	child = make_child(WAY_FORK, child_writes, p);
+	ASSERT_LT(0, child);
+	wait_arrived(p, 1);
+	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, AT_FORK));
+	expect_identity(p, "beside a child that wrote");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	expect_identity(p, "after the child's exit");
+}
+
+TEST_F(huge, R7_C1_C2_device_writes_first)
+{
+	struct pinned *p = &self->h.p;
+	pid_t child = make_child(WAY_FORK, child_looks_late, p);
+
+	ASSERT_LT(0, child);
+	pin_fill(p->bounce, p->nr, 2);
+	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, 2));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+/* The parent's entry is neither split nor write-protected, the copy is huge. */
+TEST_F(huge, R7_C1_C6_entries_of_both)
+{
+	struct pinned *p = &self->h.p;
+	long kb = NR_HUGE * self->h.size >> 10;
+	pid_t child = make_child(WAY_FORK, child_looks_late, p);
+
+	ASSERT_LT(0, child);
+	/* The other one is shared: this warms up, and shows that it counts. */
+	EXPECT_LT(0, write_faults(self->h.buf + self->h.size, 1));
+	EXPECT_EQ(0, write_faults(p->mem, p->nr));
+	/* The write has split what is shared, if it is transparent. */
+	EXPECT_EQ(variant->hugetlb ? kb : kb / NR_HUGE,
+		  huge_kb(getpid(), self->h.buf));
+	EXPECT_EQ(kb, huge_kb(child, self->h.buf));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(huge, R7_C6_only_the_pinned_page_is_copied)
+{
+	char *other = self->h.buf + self->h.size;
+	pid_t child = make_child(WAY_FORK, child_looks_late, &self->h.p);
+
+	ASSERT_LT(0, child);
+	EXPECT_NE(pin_pfn(getpid(), self->h.buf), pin_pfn(child, self->h.buf));
+	ASSERT_NE(0, pin_pfn(child, self->h.buf));
+	EXPECT_EQ(pin_pfn(getpid(), other), pin_pfn(child, other));
+	ASSERT_NE(0, pin_pfn(child, other));
+	*self->h.p.stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(huge, R7_C6_shares_again_after_unpin)
+{
+	struct pinned *p = &self->h.p;
+	pid_t child;
+
+	ASSERT_EQ(0, reap(make_child(WAY_FORK, child_exits, p)));
+	ASSERT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+	EXPECT_EQ(pin_pfn(getpid(), p->mem), pin_pfn(child, p->mem));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	pin(p, p->mem, p->nr, FAKE_DMA_PIN_WRITE, variant->call);
+}
+
+/*
+ * The pool that copies of hugetlb pages come from.
+ */
+FIXTURE(pool) {
+	struct huge h;
+};
+
+FIXTURE_VARIANT(pool) {
+	size_t size;
+};
+
+FIXTURE_VARIANT_ADD(pool, 2m) {
+	.size = HUGE_PAGE,
+};
+
+FIXTURE_VARIANT_ADD(pool, 1g) {
+	.size = 1UL << 30,
+};
+
+FIXTURE_SETUP(pool)
+{
+	map_huge(_metadata, &self->h, variant->size);
+	pin_huge(_metadata, &self->h, 100, NR_PINNED, FAKE_DMA_CALL_FAST);
+}
+
+FIXTURE_TEARDOWN(pool)
+{
+	unpin_huge(_metadata, &self->h);
+}
+
+TEST_F(pool, R9_empty_pool_fails_fork)
+{
+	static const char *const numbers[] = {
+		"nr_hugepages", "free_hugepages", "resv_hugepages",
+		"surplus_hugepages"
+	};
+	long before[ARRAY_SIZE(numbers)];
+	struct pinned *p = &self->h.p;
+	size_t i, size = self->h.size;
+
+	ASSERT_EQ(NR_HUGE, set_pool(size, NR_HUGE));
+	for (i = 0; i < ARRAY_SIZE(numbers); i++)
+		before[i] = pool(size, numbers[i]);
+	EXPECT_EQ(0, before[1]);
+	ASSERT_EQ(-1, make_child(WAY_FORK, child_exits, p));
+	EXPECT_EQ(ENOMEM, errno);
+	for (i = 0; i < ARRAY_SIZE(numbers); i++)
+		EXPECT_EQ(before[i], pool(size, numbers[i]));
+	expect_identity(p, "after the fork that failed");
+	EXPECT_EQ(-1, waitpid(-1, NULL, WNOHANG));
+	ASSERT_EQ(NR_POOL, set_pool(size, NR_POOL));
+	pin_fill(p->mem, p->nr, AT_FORK);
+	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_looks, p)));
+}
+
+/* The copy is not taken from what the parent has reserved and not touched. */
+TEST_F(pool, R9_reservation_of_the_parent)
+{
+	size_t size = self->h.size;
+	char *more = pin_map(size, map_hugetlb(size));
+
+	ASSERT_NE(NULL, more);
+	ASSERT_EQ(NR_HUGE + 1, set_pool(size, NR_HUGE + 1));
+	EXPECT_EQ(1, pool(size, "resv_hugepages"));
+	ASSERT_EQ(-1, make_child(WAY_FORK, child_exits, &self->h.p));
+	EXPECT_EQ(ENOMEM, errno);
+	EXPECT_EQ(1, pool(size, "resv_hugepages"));
+	EXPECT_EQ(1, pool(size, "free_hugepages"));
+	pin_set(more, 1);
+	EXPECT_EQ(0, pool(size, "free_hugepages"));
+	ASSERT_EQ(0, munmap(more, size));
+	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_looks, &self->h.p)));
+	ASSERT_EQ(NR_POOL, set_pool(size, NR_POOL));
 }
 
 /*

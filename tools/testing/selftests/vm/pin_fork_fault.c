@@ -6,6 +6,7 @@
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <glob.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -25,6 +26,7 @@
 #define FAULTS		"/sys/kernel/debug/"
 #define CGROUPS		"/sys/fs/cgroup/"
 #define CGROUP		CGROUPS "pin_fork_fault/"
+#define EVENTS		CGROUP "memory.events"
 
 static int write_file(const char *name, const char *text)
 {
@@ -79,12 +81,27 @@ static long charge_noise(void)
 	return 2 * 32 * sysconf(_SC_NPROCESSORS_CONF);
 }
 
+/* KASAN keeps freed objects, charged, until their cache is told to shrink. */
+static void shrink_slabs(void)
+{
+	glob_t caches;
+	size_t i;
+
+	if (glob("/sys/kernel/slab/*/shrink", GLOB_NOSORT, NULL, &caches))
+		return;
+	for (i = 0; i < caches.gl_pathc; i++)
+		write_file(caches.gl_pathv[i], "1");
+	globfree(&caches);
+}
+
 /* What is charged when it does not fall any more: kernel memory goes late. */
 static long charged_at_rest(void)
 {
-	long now = charged(), last;
+	long now, last;
 	int same = 0;
 
+	shrink_slabs();
+	now = charged();
 	while (same < 5) {
 		usleep(20000);
 		last = now;
@@ -117,6 +134,34 @@ static bool same_pages(int dev, uint32_t handle, char *mem, size_t nr,
 	return true;
 }
 
+enum kind { BASE_PAGES, THP, HUGETLB };
+
+/* Sets the size of the pool of huge pages, and says how many are free. */
+static long set_pool(long nr)
+{
+	char text[16];
+
+	snprintf(text, sizeof(text), "%ld", nr);
+	write_file("/proc/sys/vm/nr_hugepages", text);
+	return pin_number("/proc/meminfo", "HugePages_Free:");
+}
+
+/* Memory of one kind, or NULL. */
+static char *map_kind(int dev, enum kind kind, size_t nr_pages)
+{
+	size_t nr_huge = (nr_pages * PAGE + HUGE_PAGE - 1) / HUGE_PAGE;
+
+	switch (kind) {
+	case THP:
+		return pin_map_thp(dev, nr_huge);
+	case HUGETLB:
+		set_pool(2 * nr_huge);
+		return pin_map(nr_huge * HUGE_PAGE, MAP_PRIVATE | MAP_HUGETLB);
+	default:
+		return pin_map_small(nr_pages);
+	}
+}
+
 /*
  * Every allocation in turn. The thread that forks has its stack, and with it
  * its errno, in shared memory, and the child another one: no page of theirs is
@@ -136,6 +181,7 @@ FIXTURE(fault) {
 };
 
 FIXTURE_VARIANT(fault) {
+	enum kind kind;
 	const char *wanted, *other;
 	size_t least;		/* so many failures fail fork */
 };
@@ -147,6 +193,35 @@ FIXTURE_VARIANT_ADD(fault, fail_page_alloc) {
 };
 
 FIXTURE_VARIANT_ADD(fault, failslab) {
+	.wanted = FAULTS "failslab/",
+	.other = FAULTS "fail_page_alloc/",
+	.least = 10,
+};
+
+/* Without a huge page, the copy is made of base pages. */
+FIXTURE_VARIANT_ADD(fault, fail_page_alloc_thp) {
+	.kind = THP,
+	.wanted = FAULTS "fail_page_alloc/",
+	.other = FAULTS "failslab/",
+	.least = 5,
+};
+
+FIXTURE_VARIANT_ADD(fault, failslab_thp) {
+	.kind = THP,
+	.wanted = FAULTS "failslab/",
+	.other = FAULTS "fail_page_alloc/",
+	.least = 10,
+};
+
+FIXTURE_VARIANT_ADD(fault, fail_page_alloc_hugetlb) {
+	.kind = HUGETLB,
+	.wanted = FAULTS "fail_page_alloc/",
+	.other = FAULTS "failslab/",
+	.least = 5,
+};
+
+FIXTURE_VARIANT_ADD(fault, failslab_hugetlb) {
+	.kind = HUGETLB,
 	.wanted = FAULTS "failslab/",
 	.other = FAULTS "fail_page_alloc/",
 	.least = 10,
@@ -185,7 +260,7 @@ FIXTURE_SETUP(fault)
 	if (enter_cgroup())
 		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
 
-	self->mem = pin_map_small(NR_PAGES);
+	self->mem = map_kind(self->dev, variant->kind, NR_PAGES);
 	self->stack = pin_map(STACK, MAP_SHARED | MAP_POPULATE);
 	self->child_stack = pin_map(STACK, MAP_SHARED | MAP_POPULATE);
 	ASSERT_NE(NULL, self->mem);
@@ -201,6 +276,7 @@ FIXTURE_TEARDOWN(fault)
 {
 	EXPECT_EQ(0, pin_unpin(self->dev, self->handle, 0));
 	EXPECT_EQ(self->held, pin_held());
+	set_pool(0);
 	set_fault(FAULTS "fail_page_alloc/", false);
 	set_fault(FAULTS "failslab/", false);
 	set_verbose(true);
@@ -259,7 +335,7 @@ static void fork_failing(struct __test_metadata *_metadata,
 
 TEST_F_TIMEOUT(fault, R9_each_allocation_fails_in_turn, 240)
 {
-	long at_rest = 0, anon = 0, tables = 0;
+	long at_rest = 0, anon = 0, tables = 0, huge = 0;
 	size_t failed, optional;
 	int pass, nth;
 
@@ -296,11 +372,13 @@ TEST_F_TIMEOUT(fault, R9_each_allocation_fails_in_turn, 240)
 		at_rest = charged_at_rest();
 		anon = pin_vmstat("nr_anon_pages");
 		tables = pin_vmstat("nr_page_table_pages");
+		huge = pin_number("/proc/meminfo", "HugePages_Free:");
 	}
 	/* A page lost each time would be PASSES times NR_PAGES, and more. */
 	EXPECT_GE(at_rest + charge_noise(), charged_at_rest());
 	EXPECT_GE(anon + NR_PAGES / 4, pin_vmstat("nr_anon_pages"));
 	EXPECT_GE(tables + NR_PAGES / 4, pin_vmstat("nr_page_table_pages"));
+	EXPECT_EQ(huge, pin_number("/proc/meminfo", "HugePages_Free:"));
 }
 
 /*
@@ -313,13 +391,25 @@ FIXTURE(charge) {
 	char *mem;
 };
 
+FIXTURE_VARIANT(charge) {
+	enum kind kind;
+};
+
+FIXTURE_VARIANT_ADD(charge, base_pages) {
+	.kind = BASE_PAGES,
+};
+
+FIXTURE_VARIANT_ADD(charge, thp) {
+	.kind = THP,
+};
+
 FIXTURE_SETUP(charge)
 {
 	self->dev = pin_open();
 	ASSERT_LE(0, self->dev);
 	if (enter_cgroup())
 		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
-	self->mem = pin_map_small(NR_CHARGED);
+	self->mem = map_kind(self->dev, variant->kind, NR_CHARGED);
 	ASSERT_NE(NULL, self->mem);
 	pin_fill(self->mem, NR_CHARGED, 1);
 }
@@ -365,22 +455,6 @@ TEST_F(charge, R9_copies_are_charged_to_the_memory_cgroup)
 	EXPECT_GE(shared + charge_noise(), charge_of_child(_metadata));
 }
 
-/* One of the counters of memory.events, or -1. */
-static long event(const char *name)
-{
-	FILE *file = fopen(CGROUP "memory.events", "r");
-	long value, found = -1;
-	char key[32];
-
-	if (!file)
-		return -1;
-	while (found < 0 && fscanf(file, "%31s %ld", key, &value) == 2)
-		if (!strcmp(key, name))
-			found = value;
-	fclose(file);
-	return found;
-}
-
 TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 {
 	uint32_t handle;
@@ -390,7 +464,7 @@ TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 	ASSERT_EQ(0, pin_range(self->dev, self->mem, NR_CHARGED * PAGE,
 			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
 			       &handle));
-	ASSERT_EQ(0, event("oom_kill"));
+	ASSERT_EQ(0, pin_number(EVENTS, "oom_kill"));
 	/* For everything that fork needs, and half of the copies. */
 	snprintf(text, sizeof(text), "%ld",
 		 (charged_at_rest() + NR_CHARGED / 2) * (long)PAGE);
@@ -402,11 +476,55 @@ TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 	EXPECT_EQ(ENOMEM, errno);
 	if (child > 0)
 		waitpid(child, NULL, 0);
-	EXPECT_LT(0, event("max"));
-	EXPECT_EQ(0, event("oom_kill"));
+	EXPECT_LT(0, pin_number(EVENTS, "max"));
+	EXPECT_EQ(0, pin_number(EVENTS, "oom_kill"));
 	ASSERT_EQ(0, write_file(CGROUP "memory.max", "max"));
 	EXPECT_LE(NR_CHARGED, charge_of_child(_metadata) + charge_noise());
 	ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
+}
+
+/*
+ * R7: where no huge page can be had, the copy of one is made of base pages.
+ */
+static void fail_huge_pages(bool on)
+{
+	write_file(FAULTS "fail_page_alloc/min-order", on ? "9" : "1");
+	write_file(FAULTS "fail_page_alloc/ignore-gfp-wait", on ? "N" : "Y");
+	write_file(FAULTS "fail_page_alloc/ignore-gfp-highmem", on ? "N" : "Y");
+	write_file(FAULTS "fail_page_alloc/times", on ? "-1" : "1");
+	write_file(FAULTS "fail_page_alloc/probability", on ? "100" : "0");
+	set_verbose(!on);
+}
+
+TEST(R7_base_pages_where_no_huge_page_can_be_had)
+{
+	int dev = pin_open(), status;
+	uint32_t handle;
+	pid_t child;
+	char *mem;
+
+	if (access(FAULTS "fail_page_alloc", F_OK))
+		SKIP(return, "%sfail_page_alloc: not in this kernel", FAULTS);
+	mem = pin_map_thp(dev, 1);
+	ASSERT_NE(NULL, mem);
+	pin_fill(mem, HUGE_PAGE / PAGE, 7);
+	ASSERT_EQ(0, pin_range(dev, mem + 5 * PAGE, PAGE, FAKE_DMA_PIN_WRITE,
+			       FAKE_DMA_CALL_FAST, &handle));
+	fail_huge_pages(true);
+	child = fork();
+	if (!child)
+		_exit(pin_number("/proc/self/smaps_rollup",
+				      "AnonHugePages:") != 0 ||
+		      pin_differs(mem, HUGE_PAGE / PAGE, 7) >= 0);
+	fail_huge_pages(false);
+	ASSERT_LT(0, child);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	/* The parent's is huge as before. */
+	EXPECT_EQ(HUGE_PAGE >> 10, pin_number("/proc/self/smaps_rollup",
+						   "AnonHugePages:"));
+	EXPECT_TRUE(same_pages(dev, handle, mem + 5 * PAGE, 1, 8));
+	EXPECT_EQ(0, pin_unpin(dev, handle, 0));
 }
 
 int main(int argc, char **argv)

@@ -16,11 +16,13 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include <linux/kernel-page-flags.h>
+
 #include "../kselftest_harness.h"
 #include "pin_util.h"
 
-#define NR_PAGES	256	/* that fork copies */
-#define LEAD_PAGES	4096	/* that it does not */
+#define NR_PAGES	256	/* that are looked at */
+#define LEAD_PAGES	4096	/* that fork does not copy */
 
 /* Every so many rounds the child stays, to see what it must not see. */
 #define CHILD_LOOKS	8
@@ -31,11 +33,15 @@
 
 static int rounds = 2000;
 
+enum kind { BASE_PAGES, THP, HUGETLB };
+
 struct race {
-	int dev, pagemap;
+	enum kind kind;
+	int dev, pagemap, kpageflags;
 	char *mem;		/* what is pinned: the lead, and the pages */
 	char *pages;
 	size_t nr_lead;
+	uint64_t pfn;		/* of the first of the pages */
 	pthread_t pinner;
 	atomic_int *checked;	/* the last round that was; children see it */
 
@@ -93,13 +99,51 @@ static void *pinner(void *arg)
 	}
 }
 
-/* Writable entries, which the fast path wants. */
-static void touch(struct race *r)
+static uint64_t mapped_pfn(struct race *r)
 {
+	uint64_t entry = 0;
+
+	if (pread(r->pagemap, &entry, sizeof(entry),
+		  (uintptr_t)r->pages / PAGE * sizeof(entry)) != sizeof(entry))
+		return 0;
+	return entry & ((1ULL << 55) - 1);
+}
+
+/*
+ * Maps the pages, where they were before if they were: entries that are
+ * writable, which the fast path wants, and huge if they are to be.
+ */
+static bool map_pages(struct race *r)
+{
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+	void *mem = r->pages;
+	uint64_t flags64;
 	size_t i;
 
+	if (r->kind == HUGETLB)
+		flags |= MAP_HUGETLB;
+	if (r->kind != BASE_PAGES &&
+	    mmap(mem, HUGE_PAGE, PROT_READ | PROT_WRITE, flags, -1, 0) != mem)
+		return false;
+	if (r->kind == THP && madvise(mem, HUGE_PAGE, MADV_HUGEPAGE))
+		return false;
 	for (i = 0; i < NR_PAGES; i++)
 		pin_set(r->pages + i * PAGE + BY_CPU, 0);
+
+	r->pfn = mapped_pfn(r);
+	if (pread(r->kpageflags, &flags64, sizeof(flags64),
+		  r->pfn * sizeof(flags64)) != sizeof(flags64))
+		return false;
+	return r->kind != THP || flags64 >> KPF_THP & 1;
+}
+
+/* Whether the first page that is pinned is the one that was mapped before. */
+static bool same_page(struct race *r)
+{
+	struct fake_dma_page page;
+
+	return !pin_query(r->dev, r->handle, r->nr_lead, 1, &page) &&
+	       page.pfn == r->pfn;
 }
 
 /* Memory, and the thread that pins it; says false if they cannot be had. */
@@ -108,19 +152,22 @@ static bool race_begin(struct race *r, size_t nr_lead)
 	size_t i;
 
 	r->nr_lead = nr_lead;
-	r->mem = pin_map_small(nr_lead + NR_PAGES);
+	r->mem = pin_map_small(nr_lead + 2 * HUGE_PAGE / PAGE);
 	r->pagemap = open("/proc/self/pagemap", O_RDONLY);
-	if (!r->mem || r->pagemap < 0)
+	r->kpageflags = open("/proc/kpageflags", O_RDONLY);
+	if (!r->mem || r->pagemap < 0 || r->kpageflags < 0)
 		return false;
 	r->pages = r->mem + nr_lead * PAGE;
+	r->pages += -(uintptr_t)r->pages % HUGE_PAGE;
+	r->mem = r->pages - nr_lead * PAGE;
 	if (nr_lead && madvise(r->mem, nr_lead * PAGE, MADV_DONTFORK))
 		return false;
 	for (i = 0; i < nr_lead; i++)
 		r->mem[i * PAGE] = 1;
-	touch(r);
 	r->round = 0;
 	r->done = 0;
-	return !pthread_create(&r->pinner, NULL, pinner, r);
+	return map_pages(r) &&
+	       !pthread_create(&r->pinner, NULL, pinner, r);
 }
 
 static void race_end(struct race *r)
@@ -195,6 +242,8 @@ static const char *find_wrong(struct race *r, int round, pid_t pid)
 	if (pid < 0 || r->error)
 		return pid < 0 ? "fork failed" : "a pin failed";
 	nr = pages_apart(r, round);
+	if (nr < 0)
+		return "the pages cannot be looked at";
 	if (nr) {
 		snprintf(text, sizeof(text), "%d pinned pages are lost", nr);
 		return text;
@@ -251,30 +300,69 @@ static const char *race_round(struct race *r, int round, struct aim *aim)
 		_exit(child(r, round));
 	end = now_ns();
 	wait_for(&r->done, round);
-	aim_learn(aim, r->pinned_at < end);
+	aim_learn(aim, r->pinned_at < end && same_page(r));
 	wrong = find_wrong(r, round, pid);
 	if (!r->error && pin_unpin(r->dev, r->handle, 0))
 		wrong = wrong ?: "the unpin failed";
-	touch(r);
+	if (!map_pages(r))
+		wrong = wrong ?: "the memory cannot be mapped again";
 	return wrong;
 }
 
 FIXTURE(race) {
 	struct race r;
+	long pool_size;
 };
+
+FIXTURE_VARIANT(race) {
+	enum kind kind;
+};
+
+FIXTURE_VARIANT_ADD(race, base_pages) {
+	.kind = BASE_PAGES,
+};
+
+FIXTURE_VARIANT_ADD(race, thp) {
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(race, hugetlb) {
+	.kind = HUGETLB,
+};
+
+/* Sets the size of the pool of huge pages, and says what it was. */
+static long set_pool(long nr)
+{
+	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "r+");
+	long old = -1;
+
+	if (!file)
+		return -1;
+	if (fscanf(file, "%ld", &old) != 1)
+		old = -1;
+	rewind(file);
+	fprintf(file, "%ld", nr);
+	fclose(file);
+	return old;
+}
 
 FIXTURE_SETUP(race)
 {
 	struct race *r = &self->r;
 
+	r->kind = variant->kind;
 	r->dev = pin_open();
 	r->checked = pin_map(PAGE, MAP_SHARED);
 	ASSERT_LE(0, r->dev);
 	ASSERT_NE(NULL, r->checked);
+	/* For parent and child, and children that are slow to leave. */
+	self->pool_size = set_pool(8);
+	ASSERT_LE(0, self->pool_size);
 }
 
 FIXTURE_TEARDOWN(race)
 {
+	set_pool(self->pool_size);
 }
 
 static void many_rounds(struct __test_metadata *_metadata, struct race *r,

@@ -176,34 +176,37 @@ static inline int pin_query(int fd, uint32_t handle, uint64_t first,
 	return pin_ioctl(fd, FAKE_DMA_QUERY, &query);
 }
 
+/* The number that a line of a file has after @name, or -1 without such a line. */
+static inline long long pin_number(const char *path, const char *name)
+{
+	long long value, found = -1;
+	char line[256], key[64];
+	FILE *file = fopen(path, "r");
+
+	if (!file)
+		return -1;
+	while (found < 0 && fgets(line, sizeof(line), file))
+		if (sscanf(line, "%63s %lld", key, &value) == 2 &&
+		    !strcmp(key, name))
+			found = value;
+	fclose(file);
+	return found;
+}
+
 /*
  * One counter of /proc/vmstat, or -1 where the kernel does not have it. CPUs
  * keep a part of it to themselves for a second or so: stat_refresh collects.
  */
 static inline long long pin_vmstat(const char *name)
 {
-	char key[64];
-	long long value, found = -1;
-	FILE *file;
-	int fd;
+	int fd = open("/proc/sys/vm/stat_refresh", O_WRONLY);
 
-	fd = open("/proc/sys/vm/stat_refresh", O_WRONLY);
 	if (fd >= 0) {
 		if (write(fd, "1", 1) != 1)
 			perror("stat_refresh");
 		close(fd);
 	}
-	file = fopen("/proc/vmstat", "r");
-	if (!file)
-		return -1;
-	while (fscanf(file, "%63s %lld", key, &value) == 2) {
-		if (!strcmp(key, name)) {
-			found = value;
-			break;
-		}
-	}
-	fclose(file);
-	return found;
+	return pin_number("/proc/vmstat", name);
 }
 
 /* How many pins are held in the whole machine now. */
