@@ -43,8 +43,9 @@ check: tree ## the static checks: checkpatch, sparse, coccicheck, each patch by 
 bisect: tree ## build and boot the kernel of every single patch
 	@checks/bisect
 
-bench: tree ## instructions for each page pinned and unpinned, stock against series
+bench: tree ## instructions of pinning, unpinning and fork, stock against series
 	@bench/run
+	@bench/fork
 
 compare: tree ## the same tests on several kernels: TREE=stock,baseline,series
 	@guest/compare $(trees)

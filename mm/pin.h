@@ -130,19 +130,13 @@ struct page *try_pin_head(struct page *page, int refs);
 int unpin_head(struct page *head, int refs);
 void unpin_pages(struct page **pages, unsigned long npages);
 
-/* Whether fork must not share @page, of an mm that has pinned something. */
+/*
+ * Whether fork must not share @page, of an mm that has pinned something. Most
+ * pages are not pinned, so that comes first. KSM pages are nobody's own.
+ */
 static inline bool pin_fork_copies(struct page *page)
 {
-	return PageAnon(page) && !PageKsm(page) && page_maybe_dma_pinned(page);
-}
-
-/* The page that @pte maps, if fork must not share it; else NULL. */
-static inline struct page *pin_fork_page(struct vm_area_struct *vma,
-					 unsigned long addr, pte_t pte)
-{
-	struct page *page = vm_normal_page(vma, addr, pte);
-
-	return page && pin_fork_copies(page) ? page : NULL;
+	return page_maybe_dma_pinned(page) && PageAnon(page) && !PageKsm(page);
 }
 
 struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr);
