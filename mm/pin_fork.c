@@ -128,12 +128,11 @@ static int copy_to_base_pages(struct vm_area_struct *dst_vma,
 			      struct page *page, pgtable_t pgtable)
 {
 	struct mm_struct *mm = dst_vma->vm_mm;
+	spinlock_t *ptl = pmd_lock(mm, dst_pmd);
 	struct page *copy;
-	spinlock_t *ptl;
 	pte_t *pte;
 	int i;
 
-	ptl = pmd_lock(mm, dst_pmd);
 	mm_inc_nr_ptes(mm);
 	smp_wmb();	/* the table is empty before it can be seen to be there */
 	pmd_populate(mm, dst_pmd, pgtable);

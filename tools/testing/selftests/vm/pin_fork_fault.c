@@ -514,7 +514,7 @@ TEST(R7_base_pages_where_no_huge_page_can_be_had)
 	child = fork();
 	if (!child)
 		_exit(pin_number("/proc/self/smaps_rollup",
-				      "AnonHugePages:") != 0 ||
+				 "AnonHugePages:") != 0 ||
 		      pin_differs(mem, HUGE_PAGE / PAGE, 7) >= 0);
 	fail_huge_pages(false);
 	ASSERT_LT(0, child);
@@ -522,7 +522,7 @@ TEST(R7_base_pages_where_no_huge_page_can_be_had)
 	EXPECT_EQ(0, status);
 	/* The parent's is huge as before. */
 	EXPECT_EQ(HUGE_PAGE >> 10, pin_number("/proc/self/smaps_rollup",
-						   "AnonHugePages:"));
+					      "AnonHugePages:"));
 	EXPECT_TRUE(same_pages(dev, handle, mem + 5 * PAGE, 1, 8));
 	EXPECT_EQ(0, pin_unpin(dev, handle, 0));
 }
