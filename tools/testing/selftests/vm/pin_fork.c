@@ -1308,17 +1308,29 @@ FIXTURE_TEARDOWN(pool)
 	unpin_huge(_metadata, &self->h);
 }
 
+/* Puts pages to use: a pool of 1 GB pages that shrinks may not grow again. */
+static char *take_from_pool(struct huge *h, size_t nr)
+{
+	char *mem = pin_map(nr * h->size, map_hugetlb(h->size));
+	size_t i;
+
+	for (i = 0; mem && i < nr; i++)
+		pin_set(mem + i * h->size, 1);
+	return mem;
+}
+
 TEST_F(pool, R9_empty_pool_fails_fork)
 {
 	static const char *const numbers[] = {
 		"nr_hugepages", "free_hugepages", "resv_hugepages",
 		"surplus_hugepages"
 	};
-	long before[ARRAY_SIZE(numbers)];
+	size_t i, nr = NR_POOL - NR_HUGE, size = self->h.size;
 	struct pinned *p = &self->h.p;
-	size_t i, size = self->h.size;
+	long before[ARRAY_SIZE(numbers)];
+	char *taken = take_from_pool(&self->h, nr);
 
-	ASSERT_EQ(NR_HUGE, set_pool(size, NR_HUGE));
+	ASSERT_NE(NULL, taken);
 	for (i = 0; i < ARRAY_SIZE(numbers); i++)
 		before[i] = pool(size, numbers[i]);
 	EXPECT_EQ(0, before[1]);
@@ -1328,7 +1340,7 @@ TEST_F(pool, R9_empty_pool_fails_fork)
 		EXPECT_EQ(before[i], pool(size, numbers[i]));
 	expect_identity(p, "after the fork that failed");
 	EXPECT_EQ(-1, waitpid(-1, NULL, WNOHANG));
-	ASSERT_EQ(NR_POOL, set_pool(size, NR_POOL));
+	ASSERT_EQ(0, munmap(taken, nr * size));
 	pin_fill(p->mem, p->nr, AT_FORK);
 	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_looks, p)));
 }
@@ -1336,21 +1348,22 @@ TEST_F(pool, R9_empty_pool_fails_fork)
 /* The copy is not taken from what the parent has reserved and not touched. */
 TEST_F(pool, R9_reservation_of_the_parent)
 {
-	size_t size = self->h.size;
-	char *more = pin_map(size, map_hugetlb(size));
+	size_t nr = NR_POOL - NR_HUGE - 1, size = self->h.size;
+	char *taken = take_from_pool(&self->h, nr);
+	char *reserved = pin_map(size, map_hugetlb(size));
 
-	ASSERT_NE(NULL, more);
-	ASSERT_EQ(NR_HUGE + 1, set_pool(size, NR_HUGE + 1));
+	ASSERT_NE(NULL, taken);
+	ASSERT_NE(NULL, reserved);
 	EXPECT_EQ(1, pool(size, "resv_hugepages"));
 	ASSERT_EQ(-1, make_child(WAY_FORK, child_exits, &self->h.p));
 	EXPECT_EQ(ENOMEM, errno);
 	EXPECT_EQ(1, pool(size, "resv_hugepages"));
 	EXPECT_EQ(1, pool(size, "free_hugepages"));
-	pin_set(more, 1);
+	pin_set(reserved, 1);
 	EXPECT_EQ(0, pool(size, "free_hugepages"));
-	ASSERT_EQ(0, munmap(more, size));
+	ASSERT_EQ(0, munmap(reserved, size));
+	ASSERT_EQ(0, munmap(taken, nr * size));
 	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_looks, &self->h.p)));
-	ASSERT_EQ(NR_POOL, set_pool(size, NR_POOL));
 }
 
 /*
