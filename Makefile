@@ -25,10 +25,10 @@ tree: install ## make build/linux, a git tree: stock, baseline, one commit a pat
 refresh: ## take the commits of build/linux back into patches/ and the new files
 	@base/refresh
 
-kernel: tree ## build kernels: TREE=stock,baseline,series CONFIG=release,debug
+kernel: tree ## build kernels: TREE=stock,baseline,series (series) CONFIG=release,debug (release)
 	@for t in $(trees); do for c in $(configs); do base/kernel "$$t" "$$c" || exit 1; done; done
 
-image: ## print the path of a built kernel: TREE= CONFIG=
+image: tree ## build a kernel and print the path of its image: TREE= CONFIG=
 	@for t in $(trees); do for c in $(configs); do base/kernel "$$t" "$$c" --image || exit 1; done; done
 
 run: tree ## the demonstration: a pinned buffer, its process forks, on baseline and series
@@ -43,12 +43,12 @@ check: tree ## the static checks: checkpatch, sparse, coccicheck, each patch by 
 bisect: tree ## build and boot the kernel of every single patch
 	@checks/bisect
 
-bench: tree ## instructions of pinning, unpinning and fork, stock against series
+bench: tree ## instructions of pinning, unpinning and fork on stock, baseline and series
 	@bench/run
 	@bench/fork
 
-compare: tree ## the same tests on several kernels: TREE=stock,baseline,series
-	@guest/compare $(trees)
+compare: tree ## the same tests on stock, baseline and series
+	@guest/compare stock baseline series
 
 mbox: tree ## the series as mails in build/mbox (BASE=stock: for an untouched 5.10)
 	@base/mbox
