@@ -172,7 +172,8 @@ static int copy_to_base_pages(struct vm_area_struct *dst_vma,
  * The copy is made without the page-table locks. The reference keeps @page from
  * being split, migrated or freed, and mmap_lock keeps the parent from mapping
  * anything else in its place. What may happen, by way of the reverse map, is
- * that the huge entry is replaced by a page table.
+ * that the huge entry is replaced by a page table, or for a while by a migration
+ * entry, of a migration that is going to fail. Those are still shared.
  *
  * Context: fork, mmap_lock of both held for writing, no page-table lock; sleeps.
  * Return: 0, -ENOMEM, or -EAGAIN if @src_pmd does not map @page any more, and
@@ -192,7 +193,14 @@ int pin_fork_copy_pmd(struct vm_area_struct *dst_vma,
 	VM_BUG_ON_PAGE(!PageAnon(page) || !PageTransHuge(page), page);
 	VM_BUG_ON_VMA(!is_cow_mapping(src_vma->vm_flags), src_vma);
 
-	copy = alloc_huge(src_vma, addr);
+	/* A process that is being killed need not copy on. */
+	if (fatal_signal_pending(current)) {
+		pte_free(mm, pgtable);
+		return -ENOMEM;
+	}
+
+	copy = __transparent_hugepage_enabled(src_vma) ?
+	       alloc_huge(src_vma, addr) : NULL;
 	if (copy) {
 		copy_user_huge_page(copy, page, addr, src_vma, HPAGE_PMD_NR);
 		__SetPageUptodate(copy);
