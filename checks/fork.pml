@@ -24,12 +24,10 @@ byte seq;
 bool has_pinned;
 byte pins[N];
 bool writable[N] = true;
-bool lock;		/* mmap_lock, held by fork for writing */
 
 /* What a CPU has stored and the other does not see yet */
 bool seq_held, has_pinned_held, pin_held[N], wp_held[N];
 
-bool copied[N];		/* fork gave the child a copy, and left the entry */
 bool kept[N];		/* the fast path returned a pin of what it found */
 bool fork_done, pin_done;
 
@@ -69,8 +67,6 @@ inline pin_mb()
 /* Stores get out by themselves, each when it likes. */
 active proctype drain()
 {
-	byte d;
-
 end:	do
 	:: d_step { seq_held -> seq++; seq_held = false }
 	:: d_step { has_pinned_held -> has_pinned = true; has_pinned_held = false }
@@ -86,7 +82,6 @@ active proctype fork()
 	byte i, k;
 	bool looks;
 
-	lock = true;
 	seq_held = true;		/* odd */
 #ifndef NO_MB_A
 	fork_mb();			/* (A) */
@@ -94,14 +89,13 @@ active proctype fork()
 	looks = has_pinned;
 	for (i : 0 .. N - 1) {
 		if
-		:: looks && pins[i] > 0 -> copied[i] = true
+		:: looks && pins[i] > 0 -> skip	/* the child gets a copy */
 		:: else -> wp_held[i] = true
 		fi
 	}
 	fork_mb();			/* (D) */
 	seq_held = true;		/* even */
 	fork_mb();			/* and mmap_lock is let go of */
-	lock = false;
 	fork_done = true
 }
 

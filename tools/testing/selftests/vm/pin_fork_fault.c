@@ -136,16 +136,6 @@ static bool same_pages(int dev, uint32_t handle, char *mem, size_t nr,
 
 enum kind { BASE_PAGES, THP, HUGETLB };
 
-/* Sets the size of the pool of huge pages, and says how many are free. */
-static long set_pool(long nr)
-{
-	char text[16];
-
-	snprintf(text, sizeof(text), "%ld", nr);
-	write_file("/proc/sys/vm/nr_hugepages", text);
-	return pin_number("/proc/meminfo", "HugePages_Free:");
-}
-
 /* Memory of one kind, or NULL. */
 static char *map_kind(int dev, enum kind kind, size_t nr_pages)
 {
@@ -155,7 +145,7 @@ static char *map_kind(int dev, enum kind kind, size_t nr_pages)
 	case THP:
 		return pin_map_thp(dev, nr_huge);
 	case HUGETLB:
-		set_pool(2 * nr_huge);
+		pin_set_pool(2 * nr_huge);
 		return pin_map(nr_huge * HUGE_PAGE, MAP_PRIVATE | MAP_HUGETLB);
 	default:
 		return pin_map_small(nr_pages);
@@ -276,7 +266,7 @@ FIXTURE_TEARDOWN(fault)
 {
 	EXPECT_EQ(0, pin_unpin(self->dev, self->handle, 0));
 	EXPECT_EQ(self->held, pin_held());
-	set_pool(0);
+	pin_set_pool(0);
 	set_fault(FAULTS "fail_page_alloc/", false);
 	set_fault(FAULTS "failslab/", false);
 	set_verbose(true);

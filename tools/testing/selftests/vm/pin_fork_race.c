@@ -99,16 +99,6 @@ static void *pinner(void *arg)
 	}
 }
 
-static uint64_t mapped_pfn(struct race *r)
-{
-	uint64_t entry = 0;
-
-	if (pread(r->pagemap, &entry, sizeof(entry),
-		  (uintptr_t)r->pages / PAGE * sizeof(entry)) != sizeof(entry))
-		return 0;
-	return entry & ((1ULL << 55) - 1);
-}
-
 /*
  * Maps the pages, where they were before if they were: entries that are
  * writable, which the fast path wants, and huge if they are to be.
@@ -130,7 +120,7 @@ static bool map_pages(struct race *r)
 	for (i = 0; i < NR_PAGES; i++)
 		pin_set(r->pages + i * PAGE + BY_CPU, 0);
 
-	r->pfn = mapped_pfn(r);
+	r->pfn = pin_pfn(getpid(), r->pages);
 	if (pread(r->kpageflags, &flags64, sizeof(flags64),
 		  r->pfn * sizeof(flags64)) != sizeof(flags64))
 		return false;
@@ -330,22 +320,6 @@ FIXTURE_VARIANT_ADD(race, hugetlb) {
 	.kind = HUGETLB,
 };
 
-/* Sets the size of the pool of huge pages, and says what it was. */
-static long set_pool(long nr)
-{
-	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "r+");
-	long old = -1;
-
-	if (!file)
-		return -1;
-	if (fscanf(file, "%ld", &old) != 1)
-		old = -1;
-	rewind(file);
-	fprintf(file, "%ld", nr);
-	fclose(file);
-	return old;
-}
-
 FIXTURE_SETUP(race)
 {
 	struct race *r = &self->r;
@@ -356,13 +330,13 @@ FIXTURE_SETUP(race)
 	ASSERT_LE(0, r->dev);
 	ASSERT_NE(NULL, r->checked);
 	/* For parent and child, and children that are slow to leave. */
-	self->pool_size = set_pool(8);
+	self->pool_size = pin_set_pool(8);
 	ASSERT_LE(0, self->pool_size);
 }
 
 FIXTURE_TEARDOWN(race)
 {
-	set_pool(self->pool_size);
+	pin_set_pool(self->pool_size);
 }
 
 static void many_rounds(struct __test_metadata *_metadata, struct race *r,

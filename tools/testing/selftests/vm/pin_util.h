@@ -216,6 +216,22 @@ static inline long long pin_held(void)
 	       pin_vmstat("nr_foll_pin_released");
 }
 
+/* Sets the size of the pool of huge pages, and says what it was. */
+static inline long pin_set_pool(long nr)
+{
+	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "r+");
+	long old = -1;
+
+	if (!file)
+		return -1;
+	if (fscanf(file, "%ld", &old) != 1)
+		old = -1;
+	rewind(file);
+	fprintf(file, "%ld", nr);
+	fclose(file);
+	return old;
+}
+
 /* Memory for anonymous pages; NULL if there is none. */
 static inline void *pin_map(size_t len, int flags)
 {
