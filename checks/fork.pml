@@ -10,7 +10,12 @@
  * coherent, but for loads that are early: those of the fast path that matter are
  * ordered by the barriers written beside them, and not modelled out of order.
  *
- * Two page-table entries, so that the walks can meet between them. Faults:
+ * Two page-table entries, so that the walks can meet between them. A pin for
+ * writing wants a writable entry, before and after; one for reading takes what is
+ * there, and then wants the page marked as the mm's own. Fork clears both in the
+ * same place, in no order that anything depends on: one variable is enough.
+ *
+ * Faults:
  *   NO_ODD     the fast path does not look for an odd count before
  *   NO_RETRY   nor for a changed one afterwards
  *   NO_MB_A    fork has no full barrier after it made the count odd
@@ -23,7 +28,7 @@
 byte seq;
 bool has_pinned;
 byte pins[N];
-bool writable[N] = true;
+bool writable[N] = true;	/* and marked */
 
 /* What a CPU has stored and the other does not see yet */
 bool seq_held, has_pinned_held, pin_held[N], wp_held[N];
@@ -102,8 +107,12 @@ active proctype fork()
 active proctype fast()
 {
 	byte i, j, s;
-	bool ok[N];
+	bool ok[N], reading;
 
+	if
+	:: reading = true
+	:: reading = false
+	fi;
 #ifndef NO_LATCH
 	has_pinned_held = true;
 #endif
@@ -116,7 +125,7 @@ active proctype fast()
 	fi;
 	for (i : 0 .. N - 1) {
 		if
-		:: !writable[i] -> break
+		:: !reading && !writable[i] -> break
 		:: else
 		fi;
 		pin_held[i] = true;
