@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * What fork() of a process with 64 MB of memory costs its parent, with nothing
- * and with something of it pinned. Prints a line for each measurement, fields
- * separated by tabs: kind of memory, pages pinned, instructions.
+ * and with something of it pinned, and what the write faults cost that come with
+ * it. Prints a line for each measurement, fields separated by tabs: kind of
+ * memory or "write", pages pinned or what is written to, instructions.
  *
  * For a guest with one CPU and -icount, where a nanosecond is an instruction.
  */
@@ -93,9 +94,57 @@ static void measure(bool thp, const char *name, size_t pinned, bool unpin)
 	_exit(0);
 }
 
+/* A write to each page; in a process that has pinned nothing. */
+static void write_all(char *mem, const char *name)
+{
+	long long start = now_ns();
+	size_t i;
+
+	for (i = 0; i < SIZE; i += PAGE)
+		mem[i]++;
+	printf("write\t%s\t%lld\n", name, now_ns() - start);
+}
+
+static void measure_writes(void)
+{
+	char *mem = pin_map_small(SIZE / PAGE);
+	int n, stop[2];
+	pid_t pid;
+	char c;
+
+	if (!mem)
+		die("memory");
+	write_all(mem, "new");
+	for (n = 0; n < 2; n++) {
+		if (pipe(stop))
+			die("pipe");
+		fflush(stdout);
+		pid = fork();
+		if (!pid) {
+			close(stop[1]);
+			_exit(read(stop[0], &c, 1) != 0);
+		}
+		if (n)
+			write_all(mem, "shared");
+		close(stop[1]);
+		if (pid < 0 || waitpid(pid, NULL, 0) != pid)
+			die("fork");
+		if (!n)
+			write_all(mem, "shared before");
+		close(stop[0]);
+	}
+	if (mprotect(mem, SIZE, PROT_READ) ||
+	    mprotect(mem, SIZE, PROT_READ | PROT_WRITE))
+		die("mprotect");
+	write_all(mem, "protected");
+	munmap(mem, SIZE);
+}
+
 int main(void)
 {
 	int thp;
+
+	measure_writes();
 
 	for (thp = 0; thp < 2; thp++) {
 		measure(thp, "never", 0, false);
