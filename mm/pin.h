@@ -4,12 +4,33 @@
  *
  * Invariants, for anonymous memory:
  *
- *  1. A pin for writing is only taken on a page that its mm has to itself: the
- *     page-table entry is writable or, with FOLL_FORCE, its copy-on-write has
- *     just been broken under mmap_lock. try_grab_page() asserts it, for
- *     what the slow path finds.
- *  2. fork() never shares a page that may be pinned, if a present entry of a
- *     page table maps it, of whatever level (mm/pin_fork.c, mm/hugetlb.c).
+ *  1. A pin is only taken on a page that its mm has to itself. If it does not,
+ *     a FAULT_FLAG_UNSHARE or write fault makes it so first.
+ *     pin_must_unshare() and pin_fast_must_unshare() see to that.
+ *  2. fork() never shares a page that may be pinned (mm/pin_fork.c,
+ *     mm/hugetlb.c).
+ *  3. Nothing unmaps, migrates or merges a page that may be pinned; that is
+ *     asked when its entry is cleared (unmapped_page_pinned()). So a write
+ *     fault may write to it: it is still the mm's own.
+ *
+ * PG_anon_exclusive marks a page that one mm has to itself: of an anonymous
+ * page of order 0, a subpage that a page-table entry maps, or the head of a
+ * huge page that a PMD or a hugetlb entry maps. It says nothing of references,
+ * of which there may be any number, and is not set on every page that could
+ * have it. It is
+ *
+ *  - set when a page is mapped that was made for the mm; when a fault has found
+ *    out, under the page lock, that nobody else maps or references a page; and
+ *    when a migration ends whose entry was writable. A PMD that is split hands
+ *    it on to the subpages;
+ *  - cleared when fork() shares the page, KSM merges it, or its mapping becomes
+ *    a swap or migration entry, of which a fork makes two without a look at the
+ *    page. None of these clears it while the page may be pinned;
+ *  - under the lock of the page table that maps the page, of which there is
+ *    one. Whoever reads it holds that lock, too, or is the lockless walk.
+ *
+ * An entry of an anonymous page is writable only if the page is marked, and a
+ * page that is pinned is marked for as long as it is mapped.
  *
  * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
  * reference count for each pin. A larger compound page has one reference and
@@ -30,9 +51,9 @@
  * written by whoever pins (mm_set_has_pinned()), before or after taking
  * mmap_lock for reading. It is read by fork, under mmap_lock held for writing,
  * so fork sees what the slow path wrote before it let go of the lock. The
- * lockless fast path
- * is ordered by mm->write_protect_seq, a sequence count, odd while a fork of
- * the mm runs. Its only writer is fork, under mmap_lock held for writing:
+ * lockless fast path is ordered by mm->write_protect_seq, a sequence count, odd
+ * while a fork of the mm runs. Its only writer is fork, under mmap_lock held
+ * for writing:
  *
  *     pin_user_pages_fast()                fork
  *     ---------------------                ----
@@ -40,16 +61,18 @@
  *     s = write_protect_seq, even          smp_mb()              (A)
  *     smp_rmb()                 (B)        read has_pinned
  *     for each entry:                      for each entry:
- *         entry is writable                    read the page's pins
- *         count += pin, full barrier (C)       pinned: copy it
- *         entry is unchanged                   else: write-protect the entry
+ *         count += pin, full barrier (C)       read the page's pins
+ *         entry is unchanged                   pinned: copy it
+ *         entry is writable, or                else: write-protect the entry
+ *             the page is marked                   and clear the mark
  *     s == write_protect_seq               smp_wmb()             (D)
  *                                          write_protect_seq++ (even)
  *
  * (A) pairs with (C): either fork sees the pin, and has_pinned, which was set
  * before it; or the fast path sees the count odd, takes its pins back and goes
  * to the slow path, which waits for mmap_lock. (B) pairs with (D): a fast path
- * that starts after the fork sees the entries write-protected.
+ * that starts after the fork sees the entries write-protected and the pages
+ * without the mark.
  */
 #ifndef _MM_PIN_H
 #define _MM_PIN_H
@@ -126,17 +149,81 @@ static __always_inline bool try_pin_small(struct page *page)
 	return false;
 }
 
+/*
+ * Whether @page, which an entry of @vma maps, must not be pinned as FOLL_PIN of
+ * @flags asks for, because its mm does not have it to itself. That is to be
+ * changed with a FAULT_FLAG_UNSHARE fault. Under the page-table lock.
+ */
+static inline bool pin_must_unshare(struct vm_area_struct *vma,
+				    unsigned int flags, struct page *page)
+{
+	if (!(flags & FOLL_PIN))
+		return false;
+	/* What is writable, or has just been copied, is the mm's own. */
+	if (flags & FOLL_WRITE) {
+		VM_WARN_ON_ONCE_PAGE(PageAnon(page) && !PageAnonExclusive(page),
+				     page);
+		return false;
+	}
+	if (PageAnon(page))
+		return !PageAnonExclusive(page);
+	return is_cow_mapping(vma->vm_flags);
+}
+
+/*
+ * The same for the lockless walk, which knows the entry but not the mapping: it
+ * leaves what is neither writable nor anonymous to the slow path. Ask after the
+ * pin was taken and the entry was looked at again. @writable may be false where
+ * pud_write() and the like need not exist.
+ */
+static __always_inline bool pin_fast_must_unshare(bool writable,
+						  unsigned int flags,
+						  struct page *page)
+{
+	return (flags & (FOLL_PIN | FOLL_WRITE)) == FOLL_PIN && !writable &&
+	       !(PageAnon(page) && PageAnonExclusive(page));
+}
+
 struct page *try_pin_head(struct page *page, int refs);
 int unpin_head(struct page *head, int refs);
 void unpin_pages(struct page **pages, unsigned long npages);
 
 /*
  * Whether fork must not share @page, of an mm that has pinned something. Most
- * pages are not pinned, so that comes first. KSM pages are nobody's own.
+ * pages are not pinned, so that comes first.
  */
 static inline bool pin_fork_copies(struct page *page)
 {
-	return page_maybe_dma_pinned(page) && PageAnon(page) && !PageKsm(page);
+	return page_maybe_dma_pinned(page) && PageAnon(page) &&
+	       PageAnonExclusive(page);
+}
+
+/* fork shares @page, which need not be anonymous. */
+static inline void share_page(struct page *page)
+{
+	if (PageAnon(page) && PageAnonExclusive(page))
+		ClearPageAnonExclusive(page);
+}
+
+/*
+ * Whether @page, an anonymous page or subpage, has to stay mapped, because it
+ * may be pinned. Its entry is cleared already.
+ */
+static inline bool unmapped_page_pinned(struct page *page)
+{
+	if (!PageAnonExclusive(page))
+		return false;
+	smp_mb();	/* the entry before the pins: pairs with who pins */
+	return page_maybe_dma_pinned(page);
+}
+
+/* The same; if not, takes the mark off, for what unmaps or merges the page. */
+static inline bool try_share_anon_page(struct page *page)
+{
+	if (unmapped_page_pinned(page))
+		return false;
+	share_page(page);
+	return true;
 }
 
 struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr);

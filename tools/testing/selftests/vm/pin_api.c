@@ -352,7 +352,7 @@ TEST_F(api, C1_write_pin_of_a_page_shared_with_a_child)
 }
 
 /* More than one batch of any implementation. */
-TEST_F_TIMEOUT(api, R5_many_pages, 120)
+TEST_F(api, R5_many_pages)
 {
 	const size_t nr = 3000;
 	char *mem = pin_map_small(nr);
@@ -592,7 +592,7 @@ static bool can_be_called(uint32_t call, uint32_t flags)
 	       (call != FAKE_DMA_CALL_LOCKED && call != FAKE_DMA_CALL_UNLOCKED);
 }
 
-TEST_F_TIMEOUT(kind, R4_each_call_balances_with_each_unpin, 120)
+TEST_F(kind, R4_each_call_balances_with_each_unpin)
 {
 	long long acquired = pin_vmstat("nr_foll_pin_acquired");
 	uint32_t call, handle;
@@ -614,7 +614,7 @@ TEST_F_TIMEOUT(kind, R4_each_call_balances_with_each_unpin, 120)
 }
 
 /* Parts of a range, across the border of two huge pages if there is one. */
-TEST_F_TIMEOUT(kind, R1_R5_parts_are_pinned_and_counted, 120)
+TEST_F(kind, R1_R5_parts_are_pinned_and_counted)
 {
 	const struct { size_t first, nr; } parts[] = {
 		{ 0, 1 },
@@ -710,12 +710,12 @@ TEST_F(kind, R1_R2_references_are_not_pins)
 
 	ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, self->mem, 1,
 			  variant->flags, &pin));
-	ASSERT_EQ(0, pin_query(self->dev, handle[0], 0, 1, &page));
+	/* It may be another page: what was shared is copied for a pin. */
+	ASSERT_EQ(0, pin_query(self->dev, pin, 0, 1, &page));
 	EXPECT_EQ(1, page.pincount);
 	EXPECT_NE(0, page.flags & FAKE_DMA_PAGE_MAYBE_PINNED);
 	ASSERT_EQ(0, pin_unpin(self->dev, pin, 0));
-	ASSERT_EQ(0, pin_query(self->dev, handle[0], 0, 1, &page));
-	EXPECT_EQ(0, page.pincount);
+	EXPECT_EQ(0, look(self->dev, self->mem).pincount);
 
 	for (i = 0; i < ARRAY_SIZE(handle); i++)
 		ASSERT_EQ(0, pin_unpin(self->dev, handle[i], 0));
@@ -732,6 +732,10 @@ TEST_F(kind, R5_unpin_makes_dirty_if_told)
 		mem = map_kind(self->dev, variant->memory, &nr);
 		if (!mem)
 			SKIP(return, "the machine has no huge pages to spare");
+		/* What was shared is copied for the first pin. */
+		ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, mem, nr,
+				  variant->flags, &handle));
+		ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
 		before = look(self->dev, mem).flags & FAKE_DMA_PAGE_DIRTY;
 		clean += !before;
 		ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, mem, nr,
@@ -852,7 +856,7 @@ FIXTURE_TEARDOWN(overflow)
 	EXPECT_EQ(self->held, pin_held());
 }
 
-TEST_F_TIMEOUT(overflow, R3_pin_that_would_overflow_is_refused, 120)
+TEST_F(overflow, R3_pin_that_would_overflow_is_refused)
 {
 	struct fake_dma_page page, before = look(self->dev, self->mem);
 	const uint32_t calls[] = {

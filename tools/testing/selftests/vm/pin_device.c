@@ -1134,7 +1134,7 @@ static int no_memory_start(int fd, void *mem, uint32_t handle)
 }
 
 /* Each allocation of a call fails in turn: it says so, and has done nothing. */
-TEST_F_TIMEOUT(device, no_memory, 120)
+TEST_F(device, no_memory)
 {
 	static const struct {
 		const char *what;
@@ -1209,7 +1209,7 @@ static void *race_unpin(void *data)
 }
 
 /* Many unpin one handle: one of them does. */
-TEST_F_TIMEOUT(device, concurrent_unpin, 120)
+TEST_F(device, concurrent_unpin)
 {
 	struct racer racers[NR_THREADS];
 	pthread_barrier_t barrier;
@@ -1368,7 +1368,7 @@ static void *hammer(void *data)
 }
 
 /* Every call on one file at a time, from all sides. */
-TEST_F_TIMEOUT(device, concurrent_calls, 120)
+TEST_F(device, concurrent_calls)
 {
 	uint32_t slots[NR_SLOTS] = { 0 };
 	struct hammer h[NR_THREADS];
@@ -1420,7 +1420,7 @@ static void *call_until_closed(void *data)
 }
 
 /* The file is closed while other threads are in its calls. */
-TEST_F_TIMEOUT(device, concurrent_close, 120)
+TEST_F(device, concurrent_close)
 {
 	struct racer racers[NR_THREADS];
 	int round, i;

@@ -7,6 +7,7 @@
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <glob.h>
+#include <linux/sched.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -27,6 +28,7 @@
 #define CGROUPS		"/sys/fs/cgroup/"
 #define CGROUP		CGROUPS "pin_fork_fault/"
 #define EVENTS		CGROUP "memory.events"
+#define CHILD_CGROUP	CGROUPS "pin_fork_fault.child/"
 
 static int write_file(const char *name, const char *text)
 {
@@ -58,10 +60,10 @@ static void leave_cgroup(void)
 	rmdir(CGROUP);
 }
 
-/* Pages charged to the cgroup. */
-static long charged(void)
+/* Bytes charged to the cgroup, or -1. */
+static long charged_bytes(const char *name)
 {
-	FILE *file = fopen(CGROUP "memory.current", "r");
+	FILE *file = fopen(name, "r");
 	long bytes = -1;
 
 	if (!file)
@@ -69,7 +71,18 @@ static long charged(void)
 	if (fscanf(file, "%ld", &bytes) != 1)
 		bytes = -1;
 	fclose(file);
-	return bytes < 0 ? -1 : bytes / (long)PAGE;
+	return bytes;
+}
+
+/* Pages charged, and huge pages. */
+static long charged(void)
+{
+	return charged_bytes(CGROUP "memory.current") / (long)PAGE;
+}
+
+static long hugetlb_charged(void)
+{
+	return charged_bytes(CGROUP "hugetlb.2MB.current") / (long)HUGE_PAGE;
 }
 
 /*
@@ -323,7 +336,7 @@ static void fork_failing(struct __test_metadata *_metadata,
 	EXPECT_EQ(0, status);
 }
 
-TEST_F_TIMEOUT(fault, R9_each_allocation_fails_in_turn, 240)
+TEST_F(fault, R9_each_allocation_fails_in_turn)
 {
 	long at_rest = 0, anon = 0, tables = 0, huge = 0;
 	size_t failed, optional;
@@ -409,12 +422,18 @@ FIXTURE_TEARDOWN(charge)
 	leave_cgroup();
 }
 
-/* What a child of this process costs while it does nothing. */
-static long charge_of_child(struct __test_metadata *_metadata)
+/* What a child costs this process' cgroup while it does nothing, anywhere. */
+static long charge_of_child_in(struct __test_metadata *_metadata, int cgroup)
 {
+	struct clone_args args = {
+		.flags = cgroup < 0 ? 0 : CLONE_INTO_CGROUP,
+		.exit_signal = SIGCHLD,
+		.cgroup = cgroup < 0 ? 0 : cgroup,
+	};
 	long before = charged_at_rest(), cost;
-	pid_t parent = getpid(), child = fork();
+	pid_t parent = getpid(), child;
 
+	child = syscall(SYS_clone3, &args, sizeof(args));
 	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		if (getppid() == parent)
@@ -427,6 +446,11 @@ static long charge_of_child(struct __test_metadata *_metadata)
 	waitpid(child, NULL, 0);
 	EXPECT_GE(before + charge_noise(), charged_at_rest());
 	return cost;
+}
+
+static long charge_of_child(struct __test_metadata *_metadata)
+{
+	return charge_of_child_in(_metadata, -1);
 }
 
 TEST_F(charge, R9_copies_are_charged_to_the_memory_cgroup)
@@ -443,6 +467,26 @@ TEST_F(charge, R9_copies_are_charged_to_the_memory_cgroup)
 	EXPECT_GE(shared + NR_CHARGED + charge_noise(), copied);
 	ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
 	EXPECT_GE(shared + charge_noise(), charge_of_child(_metadata));
+}
+
+/* As with all that fork allocates, it is the cgroup of the one that forks. */
+TEST_F(charge, R9_copies_for_a_child_in_another_cgroup)
+{
+	uint32_t handle;
+	int cgroup;
+
+	mkdir(CHILD_CGROUP, 0755);
+	cgroup = open(CHILD_CGROUP, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	ASSERT_LE(0, cgroup);
+	ASSERT_EQ(0, pin_range(self->dev, self->mem, NR_CHARGED * PAGE,
+			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
+			       &handle));
+	EXPECT_LE(NR_CHARGED, charge_of_child_in(_metadata, cgroup) +
+		  charge_noise());
+	ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
+	EXPECT_GT(NR_CHARGED / 2, charge_of_child_in(_metadata, cgroup));
+	close(cgroup);
+	EXPECT_EQ(0, rmdir(CHILD_CGROUP));
 }
 
 TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
@@ -474,16 +518,106 @@ TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 }
 
 /*
+ * The same for the hugetlb cgroup and the pool.
+ */
+#define NR_HUGE		4
+
+FIXTURE(hugetlb_charge) {
+	int dev;
+	uint32_t handle;
+	char *mem;
+	long pool;
+};
+
+FIXTURE_SETUP(hugetlb_charge)
+{
+	self->dev = pin_open();
+	ASSERT_LE(0, self->dev);
+	if (write_file(CGROUPS "cgroup.subtree_control", "+hugetlb") ||
+	    enter_cgroup())
+		SKIP(_exit(255), "%s: no hugetlb controller", CGROUPS);
+	self->pool = pin_set_pool(2 * NR_HUGE);
+	if (pin_number("/proc/meminfo", "HugePages_Free:") < 2 * NR_HUGE) {
+		pin_set_pool(self->pool);
+		leave_cgroup();
+		SKIP(_exit(255), "no memory for %d huge pages", 2 * NR_HUGE);
+	}
+	self->mem = pin_map(NR_HUGE * HUGE_PAGE, MAP_PRIVATE | MAP_HUGETLB);
+	ASSERT_NE(NULL, self->mem);
+	pin_fill(self->mem, NR_HUGE * HUGE_PAGE / PAGE, 1);
+	ASSERT_EQ(0, pin_range(self->dev, self->mem, NR_HUGE * HUGE_PAGE,
+			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
+			       &self->handle));
+}
+
+FIXTURE_TEARDOWN(hugetlb_charge)
+{
+	EXPECT_EQ(0, pin_unpin(self->dev, self->handle, 0));
+	munmap(self->mem, NR_HUGE * HUGE_PAGE);
+	EXPECT_EQ(2 * NR_HUGE, pin_number("/proc/meminfo", "HugePages_Free:"));
+	EXPECT_EQ(0, pin_number("/proc/meminfo", "HugePages_Rsvd:"));
+	EXPECT_EQ(0, hugetlb_charged());
+	pin_set_pool(self->pool);
+	leave_cgroup();
+}
+
+TEST_F(hugetlb_charge, R9_copies_are_charged_to_the_hugetlb_cgroup)
+{
+	int stop[2], status;
+	pid_t child;
+	char c;
+
+	EXPECT_EQ(NR_HUGE, hugetlb_charged());
+	ASSERT_EQ(0, pipe(stop));
+	child = fork();
+	if (!child) {
+		close(stop[1]);
+		_exit(read(stop[0], &c, 1) != 0);
+	}
+	ASSERT_LT(0, child);
+	EXPECT_EQ(2 * NR_HUGE, hugetlb_charged());
+	EXPECT_EQ(0, pin_number("/proc/meminfo", "HugePages_Free:"));
+	close(stop[1]);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	EXPECT_EQ(0, status);
+	EXPECT_EQ(NR_HUGE, hugetlb_charged());
+	EXPECT_EQ(NR_HUGE, pin_number("/proc/meminfo", "HugePages_Free:"));
+}
+
+TEST_F(hugetlb_charge, R9_limit_of_the_hugetlb_cgroup_fails_fork)
+{
+	char text[32];
+	pid_t child;
+
+	snprintf(text, sizeof(text), "%ld", (long)((NR_HUGE + 2) * HUGE_PAGE));
+	ASSERT_EQ(0, write_file(CGROUP "hugetlb.2MB.max", text));
+	child = fork();
+	if (!child)
+		_exit(0);
+	EXPECT_EQ(-1, child);
+	EXPECT_EQ(ENOMEM, errno);
+	if (child > 0)
+		waitpid(child, NULL, 0);
+	EXPECT_EQ(NR_HUGE, hugetlb_charged());
+	EXPECT_EQ(NR_HUGE, pin_number("/proc/meminfo", "HugePages_Free:"));
+	EXPECT_TRUE(same_pages(self->dev, self->handle, self->mem, NR_PAGES, 5));
+	ASSERT_EQ(0, write_file(CGROUP "hugetlb.2MB.max", "max"));
+}
+
+/*
  * R7: where no huge page can be had, the copy of one is made of base pages.
  */
 static void fail_huge_pages(bool on)
 {
+	/* While they fail, min-order keeps this from failing, too. */
+	write_file(FAULTS "fail_page_alloc/probability", "0");
 	write_file(FAULTS "fail_page_alloc/min-order", on ? "9" : "1");
 	write_file(FAULTS "fail_page_alloc/ignore-gfp-wait", on ? "N" : "Y");
 	write_file(FAULTS "fail_page_alloc/ignore-gfp-highmem", on ? "N" : "Y");
 	write_file(FAULTS "fail_page_alloc/times", on ? "-1" : "1");
-	write_file(FAULTS "fail_page_alloc/probability", on ? "100" : "0");
 	set_verbose(!on);
+	if (on)
+		write_file(FAULTS "fail_page_alloc/probability", "100");
 }
 
 TEST(R7_base_pages_where_no_huge_page_can_be_had)

@@ -1,0 +1,888 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Copy-on-write and references to pages: a pin for reading is of a page that
+ * its process has to itself (R10, C1), a write fault leaves a pinned page where
+ * it is (R11), and what is written after a fork is not seen through a reference
+ * that was taken of what was shared (R14, CVE-2020-29374).
+ */
+#define _GNU_SOURCE
+#include <linux/userfaultfd.h>
+#include <poll.h>
+#include <sys/ptrace.h>
+#include <sys/swap.h>
+#include <sys/uio.h>
+
+#include "pin_process.h"
+
+#define NR_PAGES	8	/* pinned, */
+#define FIRST		100	/* from this page on of a huge one */
+#define NR_POOL		8	/* huge pages, enough for every copy */
+#define SWAP_DEVICE	"/dev/ram0"
+
+/* What is at the address when it is pinned. */
+enum kind {
+	BASE,
+	SWAPPED,
+	THP,
+	THP_SPLIT,		/* mapped by page-table entries */
+	THP_PARTIAL,		/* and a part of it is unmapped */
+	THP_SWAPPED,
+	HUGETLB,
+	KSM,
+	ZERO,
+	HUGE_ZERO,
+	FILE_PAGE,		/* of a private mapping, not written to yet */
+	FILE_HUGETLB,		/* the same, of hugetlbfs */
+};
+
+struct memory {
+	char *map;		/* the whole mapping, and */
+	size_t len;
+	char *mem;		/* the pages to look at */
+	bool swap;
+	long pool;		/* to be set again */
+};
+
+/* Makes a disk in memory the swap space. */
+static int swap_on(void)
+{
+	union {
+		struct {
+			char boot[1024];
+			uint32_t version, last_page, nr_badpages;
+		};
+		char page[PAGE];
+	} header = { .version = 1 };
+	off_t size;
+	int fd, ret;
+
+	swapoff(SWAP_DEVICE);	/* a test that failed may have left it on */
+	fd = open(SWAP_DEVICE, O_RDWR | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	size = lseek(fd, 0, SEEK_END);
+	header.last_page = size / PAGE - 1;
+	memcpy(header.page + PAGE - 10, "SWAPSPACE2", 10);
+	ret = pwrite(fd, &header, PAGE, 0) == PAGE && !fsync(fd) &&
+	      !swapon(SWAP_DEVICE, 0) ? 0 : -errno;
+	close(fd);
+	return ret;
+}
+
+static int sysfs_write(const char *name, const char *value)
+{
+	int fd = open(name, O_WRONLY | O_CLOEXEC);
+	ssize_t len = strlen(value);
+	int ret = fd >= 0 && write(fd, value, len) == len ? 0 : -1;
+
+	close(fd);
+	return ret;
+}
+
+/* Swaps the pages at @mem out; false if some of them stay. */
+static bool swap_out(char *mem, size_t nr)
+{
+	size_t i, left = nr;
+	int n;
+
+	for (n = 0; left && n < 100; n++) {
+		if (madvise(mem, nr * PAGE, MADV_PAGEOUT))
+			return false;
+		for (i = 0, left = 0; i < nr; i++)
+			left += !(pin_pagemap(getpid(), mem + i * PAGE) >> 62 & 1);
+	}
+	return !left;
+}
+
+/* Memory of that kind, with AT_FORK in it if it can hold anything yet. */
+static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
+			struct memory *m, enum kind kind)
+{
+	bool thp = kind == THP || kind == THP_SPLIT || kind == THP_PARTIAL ||
+		   kind == THP_SWAPPED;
+	size_t first;
+	int fd, n;
+
+	m->len = thp || kind == HUGETLB || kind == FILE_HUGETLB ||
+		 kind == HUGE_ZERO ? HUGE_PAGE : NR_PAGES * PAGE;
+	first = m->len == HUGE_PAGE ? FIRST * PAGE : 0;
+	m->swap = kind == SWAPPED || kind == THP_SWAPPED;
+	if (kind == HUGETLB || kind == FILE_HUGETLB) {
+		m->pool = pin_set_pool(NR_POOL);
+		if (pin_number("/proc/meminfo", "HugePages_Free:") < NR_POOL) {
+			pin_set_pool(m->pool);
+			SKIP(_exit(255), "no memory for %d huge pages", NR_POOL);
+		}
+	}
+	if (m->swap && swap_on())
+		SKIP(_exit(255), "no swap space on " SWAP_DEVICE);
+
+	if (thp) {
+		m->map = pin_map_thp(p->dev, 1);
+		if (!m->map)
+			SKIP(_exit(255), "no transparent huge page to be had");
+	} else if (kind == HUGETLB) {
+		m->map = pin_map(m->len, MAP_PRIVATE | MAP_HUGETLB);
+	} else if (kind == FILE_PAGE || kind == FILE_HUGETLB) {
+		fd = memfd_create("pin_cow", kind == FILE_PAGE ? 0 : MFD_HUGETLB);
+		ASSERT_LE(0, fd);
+		ASSERT_EQ(0, ftruncate(fd, m->len));
+		m->map = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_SHARED,
+			      fd, 0);
+		ASSERT_NE(MAP_FAILED, m->map);
+		pin_fill(m->map + first, NR_PAGES, AT_FORK);
+		ASSERT_EQ(0, munmap(m->map, m->len));
+		m->map = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_PRIVATE,
+			      fd, 0);
+		close(fd);
+	} else if (kind == HUGE_ZERO) {
+		m->map = pin_map(2 * HUGE_PAGE, MAP_PRIVATE);
+		ASSERT_NE(NULL, m->map);
+		m->map = (char *)(((uintptr_t)m->map + HUGE_PAGE - 1) &
+				  ~(HUGE_PAGE - 1));
+		ASSERT_EQ(0, madvise(m->map, HUGE_PAGE, MADV_HUGEPAGE));
+	} else {
+		m->map = pin_map_small(NR_PAGES);
+	}
+	ASSERT_NE(NULL, m->map);
+	ASSERT_NE(MAP_FAILED, m->map);
+	m->mem = m->map + first;
+
+	if (kind == ZERO || kind == HUGE_ZERO) {
+		for (n = 0; n < NR_PAGES; n++)
+			ASSERT_EQ(0, pin_get(m->mem + n * PAGE));
+	} else if (kind == FILE_PAGE || kind == FILE_HUGETLB) {
+		ASSERT_EQ(-1, pin_differs(m->mem, NR_PAGES, AT_FORK));
+	} else {
+		pin_fill(m->mem, NR_PAGES, AT_FORK);
+	}
+
+	if (kind == THP_SPLIT)
+		ASSERT_EQ(0, mprotect(m->map, PAGE, PROT_READ));
+	if (kind == THP_PARTIAL)
+		ASSERT_EQ(0, munmap(m->map + HUGE_PAGE - PAGE, PAGE));
+	if (m->swap)
+		ASSERT_EQ(true, swap_out(m->map, m->len / PAGE));
+	if (kind == KSM) {
+		if (madvise(m->map, m->len, MADV_MERGEABLE))
+			SKIP(_exit(255), "no KSM");
+		for (n = 0; n < NR_PAGES; n++)
+			memset(m->map + n * PAGE, 'k', PAGE);
+		sysfs_write("/sys/kernel/mm/ksm/sleep_millisecs", "1");
+		ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/run", "1"));
+		for (n = 0; pin_pfn(getpid(), m->mem) !=
+			    pin_pfn(getpid(), m->mem + (NR_PAGES - 1) * PAGE); n++) {
+			ASSERT_GT(3000, n);
+			usleep(10000);
+		}
+		ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/run", "0"));
+	}
+}
+
+static void drop_memory(struct memory *m)
+{
+	munmap(m->map, m->len);
+	if (m->swap)
+		swapoff(SWAP_DEVICE);
+	if (m->pool)
+		pin_set_pool(m->pool);
+}
+
+/*
+ * R10: pins for reading.
+ */
+FIXTURE(read_pin) {
+	struct pinned p;
+	struct memory m;
+	bool filled;		/* a child has to see AT_FORK */
+};
+
+FIXTURE_VARIANT(read_pin) {
+	enum kind kind;
+	uint32_t call;
+	uint32_t flags;
+};
+
+#define READ_PIN(name, what)						\
+	FIXTURE_VARIANT_ADD(read_pin, name##_fast) {			\
+		.kind = what,						\
+		.call = FAKE_DMA_CALL_FAST,				\
+	};								\
+	FIXTURE_VARIANT_ADD(read_pin, name##_slow) {			\
+		.kind = what,						\
+		.call = FAKE_DMA_CALL_SLOW,				\
+	}
+
+READ_PIN(base, BASE);
+READ_PIN(swapped, SWAPPED);
+READ_PIN(thp, THP);
+READ_PIN(thp_split, THP_SPLIT);
+READ_PIN(thp_partial, THP_PARTIAL);
+READ_PIN(thp_swapped, THP_SWAPPED);
+READ_PIN(hugetlb, HUGETLB);
+READ_PIN(ksm, KSM);
+READ_PIN(zero, ZERO);
+READ_PIN(huge_zero, HUGE_ZERO);
+READ_PIN(file, FILE_PAGE);
+READ_PIN(file_hugetlb, FILE_HUGETLB);
+
+FIXTURE_VARIANT_ADD(read_pin, base_longterm) {
+	.kind = BASE,
+	.call = FAKE_DMA_CALL_FAST,
+	.flags = FAKE_DMA_PIN_LONGTERM,
+};
+
+FIXTURE_SETUP(read_pin)
+{
+	open_device(_metadata, &self->p);
+	make_memory(_metadata, &self->p, &self->m, variant->kind);
+	self->p.mem = self->m.mem;
+	self->p.nr = NR_PAGES;
+	self->filled = variant->kind != ZERO && variant->kind != HUGE_ZERO &&
+		       variant->kind != KSM;
+}
+
+FIXTURE_TEARDOWN(read_pin)
+{
+	drop_memory(&self->m);
+}
+
+static int child_waits(struct pinned *p)
+{
+	++*p->arrived;
+	wait_stage(p, 1);
+	return 0;
+}
+
+/* The page is pinned while a child shares it, and written to after. */
+TEST_F(read_pin, R10_C1_C2_written_after_the_pin)
+{
+	struct pinned *p = &self->p;
+	pid_t child;
+
+	child = make_child(WAY_FORK, self->filled ? child_looks_late :
+			   child_waits, p);
+	ASSERT_LT(0, child);
+	pin(p, p->mem, NR_PAGES, variant->flags, variant->call);
+	if (self->filled) {
+		ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce,
+				      NR_PAGES * PAGE));
+		EXPECT_EQ(-1, pin_differs(p->bounce, NR_PAGES, AT_FORK));
+	}
+	expect_seen(p, "beside the child");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	expect_seen(p, "after the child's exit");
+	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+	EXPECT_EQ(0, pin_held());
+}
+
+/* The process forks after it pinned, and goes on writing. */
+TEST_F(read_pin, R7_R10_C1_fork_after_the_pin)
+{
+	struct pinned *p = &self->p;
+	pid_t child;
+
+	pin(p, p->mem, NR_PAGES, variant->flags, variant->call);
+	child = make_child(WAY_FORK, self->filled ? child_looks_late :
+			   child_waits, p);
+	ASSERT_LT(0, child);
+	expect_seen(p, "beside the child");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	expect_seen(p, "after the child's exit");
+	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+}
+
+/* The child pins what it shares with the parent. */
+static uint32_t child_call, child_flags;
+
+static int child_pins(struct pinned *p)
+{
+	struct __test_metadata *_metadata = p->test;
+	struct pinned own = { 0 };
+
+	open_device(_metadata, &own);
+	pin(&own, p->mem, p->nr, child_flags, child_call);
+	expect_seen(&own, "in the child");
+	++*p->arrived;
+	wait_stage(p, 1);
+	ASSERT_EQ(0, pin_read(own.dev, own.handle, 0, own.bounce,
+			      own.nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(own.bounce, own.nr, own.seed)) {
+		TH_LOG("the child's device sees what the parent writes");
+	}
+	expect_seen(&own, "in the child, after the parent wrote");
+	return !_metadata->passed;
+}
+
+TEST_F(read_pin, R10_C1_C2_pinned_by_the_child)
+{
+	struct pinned *p = &self->p;
+	pid_t child;
+
+	child_call = variant->call;
+	child_flags = variant->flags;
+	child = make_child(WAY_FORK, child_pins, p);
+	ASSERT_LT(0, child);
+	wait_arrived(p, 1);
+	if (self->filled)
+		EXPECT_EQ(-1, pin_differs(p->mem, p->nr, AT_FORK));
+	pin_fill(p->mem, p->nr, 0x1234);
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, 0x1234));
+}
+
+/* A pin for reading beside one for writing, in either order. */
+TEST_F(read_pin, R10_R11_C1_beside_a_pin_for_writing)
+{
+	struct pinned *p = &self->p;
+	uint32_t read, write;
+
+	ASSERT_EQ(0, pin_range(p->dev, p->mem, NR_PAGES * PAGE, variant->flags,
+			       variant->call, &read));
+	ASSERT_EQ(0, pin_range(p->dev, p->mem, NR_PAGES * PAGE,
+			       FAKE_DMA_PIN_WRITE | variant->flags,
+			       variant->call, &write));
+	p->handle = write;
+	expect_identity(p, "the pin for writing");
+	p->handle = read;
+	expect_seen(p, "the pin for reading");
+	ASSERT_EQ(0, pin_unpin(p->dev, read, 0));
+	ASSERT_EQ(0, pin_range(p->dev, p->mem, NR_PAGES * PAGE, variant->flags,
+			       variant->call, &read));
+	p->handle = read;
+	expect_seen(p, "a second pin for reading");
+	ASSERT_EQ(0, pin_unpin(p->dev, read, 0));
+	ASSERT_EQ(0, pin_unpin(p->dev, write, 0));
+}
+
+/*
+ * R11, R12: what makes the entry read-only, or would take it away, does not cost
+ * the process its page.
+ */
+FIXTURE(kept) {
+	struct pinned p;
+	struct memory m;
+};
+
+FIXTURE_VARIANT(kept) {
+	enum kind kind;
+	uint32_t flags;
+};
+
+#define FOR_BOTH(fixture, name, what)					\
+	FIXTURE_VARIANT_ADD(fixture, name##_read) {			\
+		.kind = what,						\
+	};								\
+	FIXTURE_VARIANT_ADD(fixture, name##_write) {			\
+		.kind = what,						\
+		.flags = FAKE_DMA_PIN_WRITE,				\
+	}
+
+FOR_BOTH(kept, base, BASE);
+FOR_BOTH(kept, swapped, SWAPPED);
+FOR_BOTH(kept, thp, THP);
+FOR_BOTH(kept, thp_split, THP_SPLIT);
+FOR_BOTH(kept, hugetlb, HUGETLB);
+
+FIXTURE_SETUP(kept)
+{
+	open_device(_metadata, &self->p);
+	make_memory(_metadata, &self->p, &self->m, variant->kind);
+	pin(&self->p, self->m.mem, NR_PAGES, variant->flags,
+	    FAKE_DMA_CALL_FAST);
+	expect_seen(&self->p, "before");
+}
+
+FIXTURE_TEARDOWN(kept)
+{
+	EXPECT_EQ(0, pin_unpin(self->p.dev, self->p.handle, 0));
+	drop_memory(&self->m);
+}
+
+TEST_F(kept, R11_C1_mprotect)
+{
+	const int prot[] = { PROT_READ, PROT_NONE };
+	struct memory *m = &self->m;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(prot); i++) {
+		ASSERT_EQ(0, mprotect(m->map, m->len, prot[i]));
+		ASSERT_EQ(0, mprotect(m->map, m->len, PROT_READ | PROT_WRITE));
+		expect_seen(&self->p, prot[i] ? "after PROT_READ" :
+			    "after PROT_NONE");
+	}
+}
+
+/* Reclaim is asked to swap out what is pinned, and what is beside it. */
+TEST_F(kept, R12_C1_pageout)
+{
+	struct memory *m = &self->m;
+	char *other = pin_map_small(NR_PAGES);
+	int n;
+
+	if (!m->swap) {
+		ASSERT_EQ(0, swap_on());
+		m->swap = true;
+	}
+	ASSERT_NE(NULL, other);
+	pin_fill(other, NR_PAGES, 1);
+	EXPECT_EQ(true, swap_out(other, NR_PAGES));
+	for (n = 0; n < 10; n++) {
+		madvise(m->map, m->len, MADV_PAGEOUT);
+		expect_seen(&self->p, "after MADV_PAGEOUT");
+		/* Through a clean read-only entry, too */
+		madvise(m->map, m->len, MADV_COLD);
+		ASSERT_EQ(0, mprotect(m->map, m->len, PROT_READ));
+		madvise(m->map, m->len, MADV_PAGEOUT);
+		ASSERT_EQ(0, mprotect(m->map, m->len, PROT_READ | PROT_WRITE));
+		expect_seen(&self->p, "after MADV_PAGEOUT, write-protected");
+	}
+}
+
+/*
+ * KSM merges what is equal. For a while all is, also while it is read-only.
+ */
+FIXTURE(unmerged) {
+	struct pinned p;
+	struct memory m;
+};
+
+FIXTURE_VARIANT(unmerged) {
+	enum kind kind;
+	uint32_t flags;
+};
+
+FOR_BOTH(unmerged, base, BASE);
+FOR_BOTH(unmerged, thp_split, THP_SPLIT);
+
+FIXTURE_SETUP(unmerged)
+{
+	open_device(_metadata, &self->p);
+	make_memory(_metadata, &self->p, &self->m, variant->kind);
+}
+
+FIXTURE_TEARDOWN(unmerged)
+{
+	sysfs_write("/sys/kernel/mm/ksm/run", "2");
+	sysfs_write("/sys/kernel/mm/ksm/run", "0");
+	drop_memory(&self->m);
+}
+
+TEST_F(unmerged, R12_C1_ksm)
+{
+	char *twin[2] = { pin_map_small(1), pin_map_small(1) };
+	struct pinned *p = &self->p;
+	struct memory *m = &self->m;
+	int i, n;
+
+	ASSERT_NE(NULL, twin[0]);
+	ASSERT_NE(NULL, twin[1]);
+	for (i = 0; i < NR_PAGES; i++)
+		memset(m->mem + i * PAGE, 'k', PAGE);
+	/* Clean and read-only, as KSM would have it, before the pin for reading */
+	ASSERT_EQ(0, sysfs_write("/proc/self/clear_refs", "4"));
+	if (madvise(m->map, m->len, MADV_MERGEABLE))
+		SKIP(return, "no KSM");
+	pin(p, m->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
+	for (i = 0; i < 2; i++) {
+		memset(twin[i], 'k', PAGE);
+		ASSERT_EQ(0, madvise(twin[i], PAGE, MADV_MERGEABLE));
+	}
+	ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/pages_to_scan", "1000"));
+	ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/sleep_millisecs", "1"));
+	ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/run", "1"));
+	for (n = 0; pin_pfn(getpid(), twin[0]) != pin_pfn(getpid(), twin[1]); n++) {
+		ASSERT_GT(3000, n);
+		usleep(10000);
+	}
+	usleep(100000);
+	expect_seen(p, "after the twins were merged");
+	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+}
+
+/*
+ * R10, R11: state that tracks writes is carried over, and does not cost the page.
+ */
+FIXTURE(tracked) {
+	struct pinned p;
+	struct memory m;
+};
+
+FIXTURE_VARIANT(tracked) {
+	enum kind kind;
+	uint32_t flags;
+};
+
+FOR_BOTH(tracked, base, BASE);
+FOR_BOTH(tracked, swapped, SWAPPED);
+FOR_BOTH(tracked, thp, THP);
+FOR_BOTH(tracked, thp_split, THP_SPLIT);
+
+FIXTURE_SETUP(tracked)
+{
+	open_device(_metadata, &self->p);
+	make_memory(_metadata, &self->p, &self->m, variant->kind);
+	self->p.mem = self->m.mem;
+	self->p.nr = NR_PAGES;
+}
+
+FIXTURE_TEARDOWN(tracked)
+{
+	drop_memory(&self->m);
+}
+
+static bool soft_dirty(const char *mem)
+{
+	return pin_pagemap(getpid(), mem) >> 55 & 1;
+}
+
+TEST_F(tracked, R10_R11_C1_soft_dirty)
+{
+	struct pinned *p = &self->p;
+	pid_t child;
+	int i;
+
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+	ASSERT_EQ(0, sysfs_write("/proc/self/clear_refs", "4"));
+	ASSERT_EQ(false, soft_dirty(p->mem));
+	pin(p, p->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
+	/* A pin for reading has written nothing. */
+	for (i = 0; !variant->flags && i < NR_PAGES; i++)
+		EXPECT_EQ(false, soft_dirty(p->mem + i * PAGE));
+	expect_seen(p, "beside the child");
+	EXPECT_EQ(true, soft_dirty(p->mem));
+	ASSERT_EQ(0, sysfs_write("/proc/self/clear_refs", "4"));
+	EXPECT_EQ(false, soft_dirty(p->mem));
+	expect_seen(p, "after another clear_refs");
+	EXPECT_EQ(true, soft_dirty(p->mem));
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+}
+
+/* Takes the protection off, page by page, when a write asks for it. */
+struct uffd {
+	int fd;
+	atomic_int faults;
+};
+
+static void *uffd_unprotect(void *arg)
+{
+	struct uffd *u = arg;
+	struct uffd_msg msg;
+
+	while (read(u->fd, &msg, sizeof(msg)) == sizeof(msg)) {
+		struct uffdio_writeprotect wp = {
+			.range.start = msg.arg.pagefault.address & ~(PAGE - 1),
+			.range.len = PAGE,
+		};
+
+		if (!(msg.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP))
+			break;
+		u->faults++;
+		if (ioctl(u->fd, UFFDIO_WRITEPROTECT, &wp))
+			break;
+	}
+	return NULL;
+}
+
+TEST_F(tracked, R10_R11_C1_userfaultfd_wp)
+{
+	struct uffdio_api api = {
+		.api = UFFD_API,
+		.features = UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+	};
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_writeprotect wp = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
+	struct pinned *p = &self->p;
+	struct uffd u = { 0 };
+	pthread_t thread;
+	pid_t child;
+	int i;
+
+	child = make_child(WAY_FORK, child_looks_late, p);
+	ASSERT_LT(0, child);
+	for (i = 0; i < NR_PAGES; i++)	/* what is swapped out is not protected */
+		pin_get(p->mem + i * PAGE);
+	u.fd = syscall(SYS_userfaultfd, O_CLOEXEC);
+	ASSERT_LE(0, u.fd);
+	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_API, &api));
+	reg.range.start = wp.range.start = (uintptr_t)p->mem;
+	reg.range.len = wp.range.len = NR_PAGES * PAGE;
+	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_REGISTER, &reg));
+	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, uffd_unprotect, &u));
+
+	/* A pin for writing asks, as a write does; one for reading does not. */
+	pin(p, p->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
+	EXPECT_EQ(variant->flags ? NR_PAGES : 0, u.faults);
+	expect_seen(p, "beside the child");
+	EXPECT_EQ(NR_PAGES, u.faults);
+	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
+	expect_seen(p, "protected once more");
+	EXPECT_EQ(2 * NR_PAGES, u.faults);
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+	pthread_cancel(thread);
+	pthread_join(thread, NULL);
+	close(u.fd);
+}
+
+/*
+ * A debugger writes to what is mapped for reading, and pinned.
+ */
+FIXTURE(poked) {
+	struct pinned p;
+	struct memory m;
+};
+
+FIXTURE_VARIANT(poked) {
+	enum kind kind;
+};
+
+FIXTURE_VARIANT_ADD(poked, base) {
+	.kind = BASE,
+};
+
+FIXTURE_VARIANT_ADD(poked, swapped) {
+	.kind = SWAPPED,
+};
+
+FIXTURE_VARIANT_ADD(poked, thp) {
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(poked, thp_split) {
+	.kind = THP_SPLIT,
+};
+
+FIXTURE_VARIANT_ADD(poked, ksm) {
+	.kind = KSM,
+};
+
+FIXTURE_SETUP(poked)
+{
+	open_device(_metadata, &self->p);
+	make_memory(_metadata, &self->p, &self->m, variant->kind);
+	self->p.mem = self->m.mem;
+	self->p.nr = NR_PAGES;
+}
+
+FIXTURE_TEARDOWN(poked)
+{
+	drop_memory(&self->m);
+}
+
+static int tracee(struct pinned *p)
+{
+	if (mprotect(p->mem, NR_PAGES * PAGE, PROT_READ))
+		return 1;
+	ptrace(PTRACE_TRACEME);
+	raise(SIGSTOP);
+	return pin_get(p->mem) == 0x5678 ? 0 : 2;
+}
+
+TEST_F(poked, R10_R12_C1_ptrace_poke)
+{
+	struct pinned *p = &self->p;
+	uint64_t seen = 0;
+	pid_t child;
+	int status;
+
+	child = make_child(WAY_FORK, tracee, p);
+	ASSERT_LT(0, child);
+	ASSERT_EQ(child, waitpid(child, &status, 0));
+	ASSERT_TRUE(WIFSTOPPED(status));
+	ASSERT_EQ(0, pin_range_pid(p->dev, child, p->mem, NR_PAGES * PAGE, 0,
+				   &p->handle));
+	ASSERT_EQ(0, ptrace(PTRACE_POKEDATA, child, p->mem, 0x5678L));
+	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, &seen, sizeof(seen)));
+	EXPECT_EQ(0x5678, seen) {
+		TH_LOG("the device does not see what the debugger wrote");
+	}
+	EXPECT_NE(0x5678, pin_get(p->mem));
+	ASSERT_EQ(0, ptrace(PTRACE_CONT, child, 0, 0));
+	EXPECT_EQ(0, reap(child));
+	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+}
+
+/*
+ * R14: who has a reference to a page that was shared does not see what the
+ * other one writes to it.
+ */
+FIXTURE(leak) {
+	struct pinned p;
+	struct memory m;
+};
+
+FIXTURE_VARIANT(leak) {
+	enum kind kind;
+	bool get;		/* the device has got the pages, or a pipe has */
+};
+
+#define LEAK(name, what)						\
+	FIXTURE_VARIANT_ADD(leak, name##_vmsplice) {			\
+		.kind = what,						\
+	};								\
+	FIXTURE_VARIANT_ADD(leak, name##_get) {				\
+		.kind = what,						\
+		.get = true,						\
+	}
+
+LEAK(base, BASE);
+LEAK(swapped, SWAPPED);
+LEAK(thp, THP);
+LEAK(thp_split, THP_SPLIT);
+LEAK(thp_partial, THP_PARTIAL);
+LEAK(thp_swapped, THP_SWAPPED);
+LEAK(hugetlb, HUGETLB);
+
+/* References to NR_PAGES pages */
+struct held {
+	bool get;
+	uint32_t handle;
+	int pipe[2];
+};
+
+static struct held held;
+static struct memory memory;
+
+FIXTURE_SETUP(leak)
+{
+	open_device(_metadata, &self->p);
+	make_memory(_metadata, &self->p, &self->m, variant->kind);
+	self->p.mem = self->m.mem;
+	self->p.nr = NR_PAGES;
+	held.get = variant->get;
+	memory = self->m;
+}
+
+FIXTURE_TEARDOWN(leak)
+{
+	drop_memory(&self->m);
+}
+
+/* Takes references for reading, and lets go of the mapping. */
+static int hold(struct pinned *p)
+{
+	struct iovec iov = { .iov_base = p->mem, .iov_len = NR_PAGES * PAGE };
+
+	if (held.get)
+		return pin_range(p->dev, p->mem, NR_PAGES * PAGE,
+				 FAKE_DMA_PIN_GET, FAKE_DMA_CALL_FAST,
+				 &held.handle);
+	if (pipe(held.pipe) ||
+	    vmsplice(held.pipe[1], &iov, 1, 0) != NR_PAGES * PAGE)
+		return -errno;
+	return 0;
+}
+
+static int let_go_of_mapping(void)
+{
+	return munmap(memory.map, memory.len);
+}
+
+/* Whether what the references show is what was there at fork. */
+static int look_at_held(struct pinned *p)
+{
+	size_t done = 0;
+	ssize_t n;
+
+	if (held.get) {
+		if (pin_read(p->dev, held.handle, 0, p->bounce,
+			     NR_PAGES * PAGE))
+			return 2;
+	} else {
+		while (done < NR_PAGES * PAGE) {
+			n = read(held.pipe[0], p->bounce + done,
+				 NR_PAGES * PAGE - done);
+			if (n <= 0)
+				return 3;
+			done += n;
+		}
+	}
+	if (pin_differs(p->bounce, NR_PAGES, AT_FORK) < 0)
+		return 0;
+	fprintf(stderr, "# the other one's writes are seen\n");
+	return 1;
+}
+
+static int child_holds(struct pinned *p)
+{
+	int ret = hold(p);
+
+	if (ret || let_go_of_mapping()) {
+		fprintf(stderr, "# child: no references: %d\n", ret);
+		ret = 4;
+	}
+	++*p->arrived;
+	wait_stage(p, 1);
+	return ret ?: look_at_held(p);
+}
+
+TEST_F(leak, R14_child_holds_parent_writes)
+{
+	struct pinned *p = &self->p;
+	pid_t child = make_child(WAY_FORK, child_holds, p);
+
+	ASSERT_LT(0, child);
+	wait_arrived(p, 1);
+	pin_fill(p->mem, NR_PAGES, 2);
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	EXPECT_EQ(-1, pin_differs(p->mem, NR_PAGES, 2));
+}
+
+static int child_writes_late(struct pinned *p)
+{
+	int ret;
+
+	wait_stage(p, 1);
+	ret = child_looks(p);
+	pin_fill(p->mem, NR_PAGES, 3);
+	++*p->arrived;
+	wait_stage(p, 2);
+	return ret ?: pin_differs(p->mem, NR_PAGES, 3) >= 0;
+}
+
+TEST_F(leak, R14_parent_holds_child_writes)
+{
+	struct pinned *p = &self->p;
+	pid_t child = make_child(WAY_FORK, child_writes_late, p);
+
+	ASSERT_LT(0, child);
+	ASSERT_EQ(0, hold(p));
+	ASSERT_EQ(0, let_go_of_mapping());
+	*p->stage = 1;
+	wait_arrived(p, 1);
+	EXPECT_EQ(0, look_at_held(p));
+	*p->stage = 2;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(leak, R14_parent_held_before_fork_child_writes)
+{
+	struct pinned *p = &self->p;
+	pid_t child;
+
+	ASSERT_EQ(0, hold(p));
+	child = make_child(WAY_FORK, child_writes_late, p);
+	ASSERT_LT(0, child);
+	ASSERT_EQ(0, let_go_of_mapping());
+	*p->stage = 1;
+	wait_arrived(p, 1);
+	EXPECT_EQ(0, look_at_held(p));
+	*p->stage = 2;
+	EXPECT_EQ(0, reap(child));
+}
+
+int main(int argc, char **argv)
+{
+	pin_need_device();
+	return test_harness_run(argc, argv);
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Pins of device-dax memory, which one PUD entry maps by the gigabyte. It can
+ * only be mapped shared: fork() shares it, pinned or not, and process, device
+ * and child go on seeing the same bytes (R7, R21, C1).
+ *
+ * Needs memory that is set aside as persistent, 3 GB or more, for example with
+ * memmap=3G!5G on the kernel's command line.
+ */
+#define _GNU_SOURCE
+#include <sys/resource.h>
+
+#include "pin_process.h"
+
+#define GIGABYTE	(1UL << 30)
+#define NVDIMM		"/sys/bus/nd/devices/"
+#define DRIVERS		"/sys/bus/nd/drivers/"
+#define DAX_DEVICE	"/dev/dax0.0"
+
+#define NR_PINNED	16
+#define FIRST		200000	/* page of the gigabyte */
+
+static int sysfs_write(const char *name, const char *value)
+{
+	int fd = open(name, O_WRONLY | O_CLOEXEC), ret = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, value, strlen(value)) < 0)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
+/* Makes a device-dax device with pages of 1 GB of the first region. */
+static int make_device(void)
+{
+	int ret;
+
+	if (!access(DAX_DEVICE, F_OK))
+		return 0;
+	if (access(NVDIMM "namespace0.0", F_OK))
+		return -ENOENT;
+	sysfs_write(DRIVERS "nd_pmem/unbind", "namespace0.0");
+	ret = sysfs_write(NVDIMM "dax0.0/align", "1073741824") ?:
+	      sysfs_write(NVDIMM "dax0.0/mode", "ram") ?:
+	      sysfs_write(NVDIMM "dax0.0/uuid",
+			  "5aa5b99d-a7bb-4aae-9d2f-2a0a9dd1ba4c") ?:
+	      sysfs_write(NVDIMM "dax0.0/namespace", "namespace0.0") ?:
+	      sysfs_write(DRIVERS "dax_pmem/bind", "dax0.0");
+	return ret ?: access(DAX_DEVICE, F_OK) ? -ENODEV : 0;
+}
+
+FIXTURE(pud) {
+	struct pinned p;
+	char *map;
+};
+
+FIXTURE_VARIANT(pud) {
+	uint32_t call;
+	uint32_t flags;
+};
+
+FIXTURE_VARIANT_ADD(pud, fast) {
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(pud, slow) {
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(pud, longterm) {
+	.call = FAKE_DMA_CALL_FAST,
+	.flags = FAKE_DMA_PIN_LONGTERM,
+};
+
+static long faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt + usage.ru_majflt;
+}
+
+FIXTURE_SETUP(pud)
+{
+	int fd, ret = make_device();
+	long before;
+	size_t i;
+
+	if (ret)
+		SKIP(_exit(255), "no device-dax with pages of 1 GB: %s (memmap=3G!5G?)",
+		     strerror(-ret));
+	open_device(_metadata, &self->p);
+	fd = open(DAX_DEVICE, O_RDWR | O_CLOEXEC);
+	ASSERT_LE(0, fd);
+	self->map = mmap(NULL, GIGABYTE, PROT_READ | PROT_WRITE, MAP_SHARED,
+			 fd, 0);
+	ASSERT_NE(MAP_FAILED, self->map);
+	close(fd);
+	/* One fault for all of it: so it is mapped by a PUD. */
+	before = faults();
+	for (i = 0; i < GIGABYTE; i += HUGE_PAGE)
+		pin_set(self->map + i, i);
+	EXPECT_GT(64, faults() - before);
+}
+
+FIXTURE_TEARDOWN(pud)
+{
+	EXPECT_EQ(0, pin_unpin(self->p.dev, self->p.handle,
+			       FAKE_DMA_UNPIN_DIRTY));
+	munmap(self->map, GIGABYTE);
+	EXPECT_EQ(0, pin_held());
+}
+
+/* The child sees what comes after fork. */
+static int child_looks_at_shared(struct pinned *p)
+{
+	++*p->arrived;
+	wait_stage(p, 1);
+	if (pin_differs(p->mem, p->nr, p->seed + 2) >= 0)
+		return 1;
+	pin_fill(p->mem, p->nr, 0xcdcd);
+	return 0;
+}
+
+TEST_F(pud, R5_R7_R21_C1_stays_shared)
+{
+	struct pinned *p = &self->p;
+	struct fake_dma_page page;
+	pid_t child;
+
+	pin(p, self->map + FIRST * PAGE, NR_PINNED,
+	    FAKE_DMA_PIN_WRITE | variant->flags, variant->call);
+	ASSERT_EQ(0, pin_query(p->dev, p->handle, 0, 1, &page));
+	EXPECT_EQ(1, page.pincount);
+	EXPECT_EQ(0, page.flags & FAKE_DMA_PAGE_ANON);
+	expect_identity(p, "before fork");
+	child = make_child(WAY_FORK, child_looks_at_shared, p);
+	ASSERT_LT(0, child);
+	wait_arrived(p, 1);
+	expect_identity(p, "beside the child");
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
+	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, 0xcdcd));
+	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
+	EXPECT_EQ(-1, pin_differs(p->bounce, p->nr, 0xcdcd));
+	expect_identity(p, "after the child's exit");
+}
+
+TEST_F(pud, R10_R21_C1_pinned_for_reading)
+{
+	struct pinned *p = &self->p;
+
+	pin(p, self->map + FIRST * PAGE, NR_PINNED, variant->flags,
+	    variant->call);
+	expect_seen(p, "mapped for writing");
+	ASSERT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+	ASSERT_EQ(0, mprotect(self->map, GIGABYTE, PROT_READ));
+	pin(p, self->map + FIRST * PAGE, NR_PINNED, variant->flags,
+	    variant->call);
+	ASSERT_EQ(0, mprotect(self->map, GIGABYTE, PROT_READ | PROT_WRITE));
+	expect_seen(p, "mapped for reading when it was pinned");
+}
+
+int main(int argc, char **argv)
+{
+	pin_need_device();
+	return test_harness_run(argc, argv);
+}
