@@ -21,6 +21,20 @@
 #include "internal.h"
 #include "pin.h"
 
+/* Charges @page, if there is one; gives it back, or NULL. */
+static struct page *charge(struct page *page, struct vm_area_struct *vma,
+			   gfp_t gfp)
+{
+	if (!page)
+		return NULL;
+	if (mem_cgroup_charge(page, vma->vm_mm, gfp)) {
+		put_page(page);
+		return NULL;
+	}
+	cgroup_throttle_swaprate(page, gfp);
+	return page;
+}
+
 /**
  * pin_fork_alloc() - allocate the page for the child's copy
  * @vma: the parent's mapping
@@ -36,17 +50,9 @@ struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr)
 {
 	/* fork() can fail: nobody is killed to make room for the child. */
 	const gfp_t may_fail = __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
-	struct page *page;
 
-	page = alloc_page_vma(GFP_HIGHUSER_MOVABLE | may_fail, vma, addr);
-	if (!page)
-		return NULL;
-	if (mem_cgroup_charge(page, vma->vm_mm, GFP_KERNEL | may_fail)) {
-		put_page(page);
-		return NULL;
-	}
-	cgroup_throttle_swaprate(page, GFP_KERNEL);
-	return page;
+	return charge(alloc_page_vma(GFP_HIGHUSER_MOVABLE | may_fail, vma, addr),
+		      vma, GFP_KERNEL | may_fail);
 }
 
 /*
@@ -110,15 +116,9 @@ static struct page *alloc_huge(struct vm_area_struct *vma, unsigned long addr)
 	gfp_t gfp = alloc_hugepage_direct_gfpmask(vma);
 	struct page *page = alloc_hugepage_vma(gfp, vma, addr, HPAGE_PMD_ORDER);
 
-	if (!page)
-		return NULL;
-	prep_transhuge_page(page);
-	if (mem_cgroup_charge(page, vma->vm_mm, gfp)) {
-		put_page(page);
-		return NULL;
-	}
-	cgroup_throttle_swaprate(page, gfp);
-	return page;
+	if (page)
+		prep_transhuge_page(page);
+	return charge(page, vma, gfp);
 }
 
 /* Maps base pages in the child that are copies of the subpages of @page. */
@@ -172,8 +172,8 @@ static int copy_to_base_pages(struct vm_area_struct *dst_vma,
  * The copy is made without the page-table locks. The reference keeps @page from
  * being split, migrated or freed, and mmap_lock keeps the parent from mapping
  * anything else in its place. What may happen, by way of the reverse map, is
- * that the huge entry is replaced by a page table, or for a while by a migration
- * entry, of a migration that is going to fail. Those are still shared.
+ * that the huge entry is replaced by a page table; or, if the page is unpinned
+ * meanwhile, by a migration entry, which is shared.
  *
  * Context: fork, mmap_lock of both held for writing, no page-table lock; sleeps.
  * Return: 0, -ENOMEM, or -EAGAIN if @src_pmd does not map @page any more, and

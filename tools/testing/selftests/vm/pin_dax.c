@@ -92,11 +92,14 @@ FIXTURE_SETUP(pud)
 		SKIP(_exit(255), "no device-dax with pages of 1 GB: %s (memmap=3G!5G?)",
 		     strerror(-ret));
 	open_device(_metadata, &self->p);
+	self->p.no_pagemap = true;
 	fd = open(DAX_DEVICE, O_RDWR | O_CLOEXEC);
 	ASSERT_LE(0, fd);
 	self->map = mmap(NULL, GIGABYTE, PROT_READ | PROT_WRITE, MAP_SHARED,
 			 fd, 0);
-	ASSERT_NE(MAP_FAILED, self->map);
+	ASSERT_NE(MAP_FAILED, self->map) {
+		TH_LOG("mmap: %s", strerror(errno));
+	}
 	close(fd);
 	/* One fault for all of it: so it is mapped by a PUD. */
 	before = faults();

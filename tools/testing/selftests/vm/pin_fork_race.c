@@ -25,7 +25,7 @@
 #define LEAD_PAGES	4096	/* that fork does not copy */
 
 /* Every so many rounds the child stays, to see what it must not see. */
-#define CHILD_LOOKS	8
+#define CHILD_LOOKS	7
 
 /* Words of each page: what the CPU writes, and what the device does. */
 #define BY_CPU		0
@@ -49,6 +49,7 @@ struct race {
 	atomic_int round, done, stop;
 	long long pin_at, pinned_at;	/* when to begin, when it was over */
 
+	bool reading;		/* the pin is for that, and so is the mapping */
 	uint32_t handle;
 	int error;		/* of the pin */
 };
@@ -80,7 +81,8 @@ static void wait_for(atomic_int *value, int wanted)
 static void pin(struct race *r)
 {
 	r->error = pin_range(r->dev, r->mem, (r->nr_lead + NR_PAGES) * PAGE,
-			     FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST, &r->handle);
+			     r->reading ? 0 : FAKE_DMA_PIN_WRITE,
+			     FAKE_DMA_CALL_FAST, &r->handle);
 	r->pinned_at = now_ns();
 }
 
@@ -205,7 +207,7 @@ static int pages_apart(struct race *r, int round)
 	return apart;
 }
 
-/* Both ways, in one page, another one each time. */
+/* Both ways, if the device writes, in one page, another one each time. */
 static int words_lost(struct race *r, int round)
 {
 	size_t page = round % NR_PAGES * PAGE;
@@ -216,6 +218,8 @@ static int words_lost(struct race *r, int round)
 	if (pin_read(r->dev, r->handle, offset + BY_CPU, &word, sizeof(word)))
 		return -1;
 	lost = word != round;
+	if (r->reading)
+		return lost;
 	word = round;
 	if (pin_write(r->dev, r->handle, offset + BY_DEVICE, &word,
 		      sizeof(word)))
@@ -272,6 +276,14 @@ static void aim_learn(struct aim *aim, bool early)
 	aim->late += !early;
 }
 
+/* What is pinned for reading is mapped for reading, until both are through. */
+static bool protect(struct race *r, int prot)
+{
+	size_t len = r->kind == BASE_PAGES ? NR_PAGES * PAGE : HUGE_PAGE;
+
+	return !r->reading || !mprotect(r->pages, len, prot);
+}
+
 /* Forks, while the other thread pins. Says what is wrong, or NULL. */
 static const char *race_round(struct race *r, int round, struct aim *aim)
 {
@@ -280,6 +292,8 @@ static const char *race_round(struct race *r, int round, struct aim *aim)
 	const char *wrong;
 	pid_t pid;
 
+	if (!protect(r, PROT_READ))
+		return "the memory cannot be protected";
 	/* The other thread needs a while to learn of it. */
 	fork_at = now_ns() + 100000 + (delay_ns < 0 ? -delay_ns : 0);
 	r->pin_at = fork_at + delay_ns;
@@ -291,7 +305,8 @@ static const char *race_round(struct race *r, int round, struct aim *aim)
 	end = now_ns();
 	wait_for(&r->done, round);
 	aim_learn(aim, r->pinned_at < end && same_page(r));
-	wrong = find_wrong(r, round, pid);
+	wrong = protect(r, PROT_READ | PROT_WRITE) ?
+		find_wrong(r, round, pid) : "the memory stays protected";
 	if (!r->error && pin_unpin(r->dev, r->handle, 0))
 		wrong = wrong ?: "the unpin failed";
 	if (!map_pages(r))
@@ -342,22 +357,26 @@ FIXTURE_TEARDOWN(race)
 static void many_rounds(struct __test_metadata *_metadata, struct race *r,
 			size_t nr_lead)
 {
-	struct aim aim = { 0 };
+	struct aim aim[2] = { 0 };
 	const char *wrong;
-	int round;
+	int round, i;
 
 	ASSERT_EQ(true, race_begin(r, nr_lead));
 	for (round = 1; round <= rounds; round++) {
-		wrong = race_round(r, round, &aim);
+		r->reading = round % 2;
+		wrong = race_round(r, round, &aim[r->reading]);
 		ASSERT_EQ(NULL, wrong) {
 			TH_LOG("round %d: %s", round, wrong);
 		}
 	}
 	race_end(r);
-	TH_LOG("%d rounds: %d pins were over before fork, %d after", rounds,
-	       aim.early, aim.late);
-	EXPECT_LT(rounds / 20, aim.early);
-	EXPECT_LT(rounds / 20, aim.late);
+	for (i = 0; i < 2; i++) {
+		TH_LOG("%d rounds: %d pins for %s were over before fork, %d after",
+		       rounds / 2, aim[i].early, i ? "reading" : "writing",
+		       aim[i].late);
+		EXPECT_LT(rounds / 40, aim[i].early);
+		EXPECT_LT(rounds / 40, aim[i].late);
+	}
 }
 
 /* The fast path begins to walk just when fork comes to the pages. */
@@ -391,6 +410,7 @@ TEST_F_TIMEOUT(race, R8_first_pin_of_a_process, 900)
 		ASSERT_LE(0, pid);
 		if (!pid) {
 			wrong = "there is no memory or no thread";
+			r->reading = round / 2 % 2;
 			if (race_begin(r, 0))
 				wrong = race_round(r, 1, aim);
 			if (wrong)
