@@ -9,9 +9,11 @@
  *     pin_must_unshare() and pin_fast_must_unshare() see to that.
  *  2. fork() never shares a page that may be pinned (mm/pin_fork.c,
  *     mm/hugetlb.c).
- *  3. Nothing unmaps, migrates or merges a page that may be pinned; that is
- *     asked when its entry is cleared (unmapped_page_pinned()). So a write
- *     fault may write to it: it is still the mm's own.
+ *  3. Neither reclaim nor migration nor KSM takes a page that may be pinned;
+ *     that is asked when its entry is cleared (unmapped_page_pinned()). So a
+ *     write fault may write to it: it is still the mm's own. What the process
+ *     does itself (munmap(), MADV_DONTNEED), truncation, memory errors and
+ *     uprobes do take it away.
  *
  * PG_anon_exclusive marks a page that one mm has to itself: of an anonymous
  * page of order 0, a subpage that a page-table entry maps, or the head of a
@@ -25,9 +27,10 @@
  *    it on to the subpages;
  *  - cleared when fork() shares the page, KSM merges it, or its mapping becomes
  *    a swap or migration entry, of which a fork makes two without a look at the
- *    page. None of these clears it while the page may be pinned;
- *  - under the lock of the page table that maps the page, of which there is
- *    one. Whoever reads it holds that lock, too, or is the lockless walk.
+ *    page. But for memory errors, none of these happens while the page may be
+ *    pinned;
+ *  - both under the lock of the page table that maps the page, of which there
+ *    is one. Whoever goes by it holds that lock, too, or is the lockless walk.
  *
  * An entry of an anonymous page is writable only if the page is marked, and a
  * page that is pinned is marked for as long as it is mapped.
@@ -45,7 +48,9 @@
  *    time, with a full barrier between the two (in try_pin_head() and
  *    try_pin_small()). Who takes an entry away and then wants to know whether
  *    the page is pinned pairs with it by clearing the entry first, and a full
- *    barrier before reading the count: one of the two sees the other.
+ *    barrier before reading the count: one of the two sees the other. An entry
+ *    that comes back with the same value would deceive the walk; so the mark
+ *    goes before that, and the walk looks at the mark last.
  *
  * mm->has_pinned is set before the first pin of an mm and never cleared. It is
  * written by whoever pins (mm_set_has_pinned()), before or after taking
@@ -150,38 +155,40 @@ static __always_inline bool try_pin_small(struct page *page)
 }
 
 /*
- * Whether @page, which an entry of @vma maps, must not be pinned as FOLL_PIN of
- * @flags asks for, because its mm does not have it to itself. That is to be
- * changed with a FAULT_FLAG_UNSHARE fault. Under the page-table lock.
+ * Whether @page, which an entry of @vma maps, @writable or not, must not be
+ * pinned as FOLL_PIN of @flags asks for, because its mm does not have it to
+ * itself. That is to be changed with a FAULT_FLAG_UNSHARE fault. Under the
+ * page-table lock.
  */
 static inline bool pin_must_unshare(struct vm_area_struct *vma,
-				    unsigned int flags, struct page *page)
+				    unsigned int flags, struct page *page,
+				    bool writable)
 {
 	if (!(flags & FOLL_PIN))
 		return false;
 	/* What is writable, or has just been copied, is the mm's own. */
-	if (flags & FOLL_WRITE) {
+	if (writable || (flags & FOLL_WRITE)) {
 		VM_WARN_ON_ONCE_PAGE(PageAnon(page) && !PageAnonExclusive(page),
 				     page);
 		return false;
 	}
-	if (PageAnon(page))
-		return !PageAnonExclusive(page);
-	return is_cow_mapping(vma->vm_flags);
+	return is_cow_mapping(vma->vm_flags) &&
+	       !(PageAnon(page) && PageAnonExclusive(page));
 }
 
 /*
  * The same for the lockless walk, which knows the entry but not the mapping: it
- * leaves what is neither writable nor anonymous to the slow path. Ask after the
- * pin was taken and the entry was looked at again. @writable may be false where
- * pud_write() and the like need not exist.
+ * leaves what is neither writable nor anonymous to the slow path. If @page may
+ * be anonymous, the pin has been taken, and the entry looked at again.
  */
 static __always_inline bool pin_fast_must_unshare(bool writable,
 						  unsigned int flags,
 						  struct page *page)
 {
-	return (flags & (FOLL_PIN | FOLL_WRITE)) == FOLL_PIN && !writable &&
-	       !(PageAnon(page) && PageAnonExclusive(page));
+	if ((flags & (FOLL_PIN | FOLL_WRITE)) != FOLL_PIN || writable)
+		return false;
+	smp_rmb();	/* the entry before the mark: try_share_anon_page() */
+	return !PageAnon(page) || !PageAnonExclusive(page);
 }
 
 struct page *try_pin_head(struct page *page, int refs);
@@ -217,12 +224,17 @@ static inline bool unmapped_page_pinned(struct page *page)
 	return page_maybe_dma_pinned(page);
 }
 
-/* The same; if not, takes the mark off, for what unmaps or merges the page. */
+/*
+ * The same; if not, takes the mark off, for what maps the page again at once, or
+ * an entry of another kind.
+ */
 static inline bool try_share_anon_page(struct page *page)
 {
 	if (unmapped_page_pinned(page))
 		return false;
 	share_page(page);
+	/* before the entry: pairs with pin_fast_must_unshare() */
+	smp_mb__after_atomic();
 	return true;
 }
 
