@@ -96,18 +96,18 @@ static bool swap_out(char *mem, size_t nr)
 
 /* Memory of that kind, with AT_FORK in it if it can hold anything yet. */
 static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
-			struct memory *m, enum kind kind)
+			struct memory *m, enum kind what)
 {
-	bool thp = kind == THP || kind == THP_SPLIT || kind == THP_PARTIAL ||
-		   kind == THP_SWAPPED;
+	bool thp = what == THP || what == THP_SPLIT || what == THP_PARTIAL ||
+		   what == THP_SWAPPED;
 	size_t first;
 	int fd, n;
 
-	m->len = thp || kind == HUGETLB || kind == FILE_HUGETLB ||
-		 kind == HUGE_ZERO ? HUGE_PAGE : NR_PAGES * PAGE;
+	m->len = thp || what == HUGETLB || what == FILE_HUGETLB ||
+		 what == HUGE_ZERO ? HUGE_PAGE : NR_PAGES * PAGE;
 	first = m->len == HUGE_PAGE ? FIRST * PAGE : 0;
-	m->swap = kind == SWAPPED || kind == THP_SWAPPED;
-	if (kind == HUGETLB || kind == FILE_HUGETLB) {
+	m->swap = what == SWAPPED || what == THP_SWAPPED;
+	if (what == HUGETLB || what == FILE_HUGETLB) {
 		m->pool = pin_set_pool(NR_POOL);
 		if (pin_number("/proc/meminfo", "HugePages_Free:") < NR_POOL) {
 			pin_set_pool(m->pool);
@@ -121,10 +121,10 @@ static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
 		m->map = pin_map_thp(p->dev, 1);
 		if (!m->map)
 			SKIP(_exit(255), "no transparent huge page to be had");
-	} else if (kind == HUGETLB) {
+	} else if (what == HUGETLB) {
 		m->map = pin_map(m->len, MAP_PRIVATE | MAP_HUGETLB);
-	} else if (kind == FILE_PAGE || kind == FILE_HUGETLB) {
-		fd = memfd_create("pin_cow", kind == FILE_PAGE ? 0 : MFD_HUGETLB);
+	} else if (what == FILE_PAGE || what == FILE_HUGETLB) {
+		fd = memfd_create("pin_cow", what == FILE_PAGE ? 0 : MFD_HUGETLB);
 		ASSERT_LE(0, fd);
 		ASSERT_EQ(0, ftruncate(fd, m->len));
 		m->map = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_SHARED,
@@ -135,7 +135,7 @@ static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
 		m->map = mmap(NULL, m->len, PROT_READ | PROT_WRITE, MAP_PRIVATE,
 			      fd, 0);
 		close(fd);
-	} else if (kind == HUGE_ZERO) {
+	} else if (what == HUGE_ZERO) {
 		m->map = pin_map(2 * HUGE_PAGE, MAP_PRIVATE);
 		ASSERT_NE(NULL, m->map);
 		m->map = (char *)(((uintptr_t)m->map + HUGE_PAGE - 1) &
@@ -148,22 +148,22 @@ static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
 	ASSERT_NE(MAP_FAILED, m->map);
 	m->mem = m->map + first;
 
-	if (kind == ZERO || kind == HUGE_ZERO) {
+	if (what == ZERO || what == HUGE_ZERO) {
 		for (n = 0; n < NR_PAGES; n++)
 			ASSERT_EQ(0, pin_get(m->mem + n * PAGE));
-	} else if (kind == FILE_PAGE || kind == FILE_HUGETLB) {
+	} else if (what == FILE_PAGE || what == FILE_HUGETLB) {
 		ASSERT_EQ(-1, pin_differs(m->mem, NR_PAGES, AT_FORK));
 	} else {
 		pin_fill(m->mem, NR_PAGES, AT_FORK);
 	}
 
-	if (kind == THP_SPLIT)
+	if (what == THP_SPLIT)
 		ASSERT_EQ(0, mprotect(m->map, PAGE, PROT_READ));
-	if (kind == THP_PARTIAL)
+	if (what == THP_PARTIAL)
 		ASSERT_EQ(0, munmap(m->map + HUGE_PAGE - PAGE, PAGE));
 	if (m->swap)
 		ASSERT_EQ(true, swap_out(m->map, m->len / PAGE));
-	if (kind == KSM) {
+	if (what == KSM) {
 		if (madvise(m->map, m->len, MADV_MERGEABLE))
 			SKIP(_exit(255), "no KSM");
 		for (n = 0; n < NR_PAGES; n++)
@@ -203,28 +203,125 @@ FIXTURE_VARIANT(read_pin) {
 	uint32_t flags;
 };
 
-#define READ_PIN(name, what)						\
-	FIXTURE_VARIANT_ADD(read_pin, name##_fast) {			\
-		.kind = what,						\
-		.call = FAKE_DMA_CALL_FAST,				\
-	};								\
-	FIXTURE_VARIANT_ADD(read_pin, name##_slow) {			\
-		.kind = what,						\
-		.call = FAKE_DMA_CALL_SLOW,				\
-	}
+FIXTURE_VARIANT_ADD(read_pin, base_fast) {
+	.kind = BASE,
+	.call = FAKE_DMA_CALL_FAST,
+};
 
-READ_PIN(base, BASE);
-READ_PIN(swapped, SWAPPED);
-READ_PIN(thp, THP);
-READ_PIN(thp_split, THP_SPLIT);
-READ_PIN(thp_partial, THP_PARTIAL);
-READ_PIN(thp_swapped, THP_SWAPPED);
-READ_PIN(hugetlb, HUGETLB);
-READ_PIN(ksm, KSM);
-READ_PIN(zero, ZERO);
-READ_PIN(huge_zero, HUGE_ZERO);
-READ_PIN(file, FILE_PAGE);
-READ_PIN(file_hugetlb, FILE_HUGETLB);
+FIXTURE_VARIANT_ADD(read_pin, base_slow) {
+	.kind = BASE,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, swapped_fast) {
+	.kind = SWAPPED,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, swapped_slow) {
+	.kind = SWAPPED,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_fast) {
+	.kind = THP,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_slow) {
+	.kind = THP,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_split_fast) {
+	.kind = THP_SPLIT,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_split_slow) {
+	.kind = THP_SPLIT,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_partial_fast) {
+	.kind = THP_PARTIAL,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_partial_slow) {
+	.kind = THP_PARTIAL,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_swapped_fast) {
+	.kind = THP_SWAPPED,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, thp_swapped_slow) {
+	.kind = THP_SWAPPED,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, hugetlb_fast) {
+	.kind = HUGETLB,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, hugetlb_slow) {
+	.kind = HUGETLB,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, ksm_fast) {
+	.kind = KSM,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, ksm_slow) {
+	.kind = KSM,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, zero_fast) {
+	.kind = ZERO,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, zero_slow) {
+	.kind = ZERO,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, huge_zero_fast) {
+	.kind = HUGE_ZERO,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, huge_zero_slow) {
+	.kind = HUGE_ZERO,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, file_fast) {
+	.kind = FILE_PAGE,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, file_slow) {
+	.kind = FILE_PAGE,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, file_hugetlb_fast) {
+	.kind = FILE_HUGETLB,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(read_pin, file_hugetlb_slow) {
+	.kind = FILE_HUGETLB,
+	.call = FAKE_DMA_CALL_SLOW,
+};
 
 FIXTURE_VARIANT_ADD(read_pin, base_longterm) {
 	.kind = BASE,
@@ -372,20 +469,50 @@ FIXTURE_VARIANT(kept) {
 	uint32_t flags;
 };
 
-#define FOR_BOTH(fixture, name, what)					\
-	FIXTURE_VARIANT_ADD(fixture, name##_read) {			\
-		.kind = what,						\
-	};								\
-	FIXTURE_VARIANT_ADD(fixture, name##_write) {			\
-		.kind = what,						\
-		.flags = FAKE_DMA_PIN_WRITE,				\
-	}
+FIXTURE_VARIANT_ADD(kept, base_read) {
+	.kind = BASE,
+};
 
-FOR_BOTH(kept, base, BASE);
-FOR_BOTH(kept, swapped, SWAPPED);
-FOR_BOTH(kept, thp, THP);
-FOR_BOTH(kept, thp_split, THP_SPLIT);
-FOR_BOTH(kept, hugetlb, HUGETLB);
+FIXTURE_VARIANT_ADD(kept, base_write) {
+	.kind = BASE,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(kept, swapped_read) {
+	.kind = SWAPPED,
+};
+
+FIXTURE_VARIANT_ADD(kept, swapped_write) {
+	.kind = SWAPPED,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(kept, thp_read) {
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(kept, thp_write) {
+	.kind = THP,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(kept, thp_split_read) {
+	.kind = THP_SPLIT,
+};
+
+FIXTURE_VARIANT_ADD(kept, thp_split_write) {
+	.kind = THP_SPLIT,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(kept, hugetlb_read) {
+	.kind = HUGETLB,
+};
+
+FIXTURE_VARIANT_ADD(kept, hugetlb_write) {
+	.kind = HUGETLB,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
 
 FIXTURE_SETUP(kept)
 {
@@ -455,8 +582,23 @@ FIXTURE_VARIANT(unmerged) {
 	uint32_t flags;
 };
 
-FOR_BOTH(unmerged, base, BASE);
-FOR_BOTH(unmerged, thp_split, THP_SPLIT);
+FIXTURE_VARIANT_ADD(unmerged, base_read) {
+	.kind = BASE,
+};
+
+FIXTURE_VARIANT_ADD(unmerged, base_write) {
+	.kind = BASE,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(unmerged, thp_split_read) {
+	.kind = THP_SPLIT,
+};
+
+FIXTURE_VARIANT_ADD(unmerged, thp_split_write) {
+	.kind = THP_SPLIT,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
 
 FIXTURE_SETUP(unmerged)
 {
@@ -516,10 +658,41 @@ FIXTURE_VARIANT(tracked) {
 	uint32_t flags;
 };
 
-FOR_BOTH(tracked, base, BASE);
-FOR_BOTH(tracked, swapped, SWAPPED);
-FOR_BOTH(tracked, thp, THP);
-FOR_BOTH(tracked, thp_split, THP_SPLIT);
+FIXTURE_VARIANT_ADD(tracked, base_read) {
+	.kind = BASE,
+};
+
+FIXTURE_VARIANT_ADD(tracked, base_write) {
+	.kind = BASE,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(tracked, swapped_read) {
+	.kind = SWAPPED,
+};
+
+FIXTURE_VARIANT_ADD(tracked, swapped_write) {
+	.kind = SWAPPED,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(tracked, thp_read) {
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(tracked, thp_write) {
+	.kind = THP,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(tracked, thp_split_read) {
+	.kind = THP_SPLIT,
+};
+
+FIXTURE_VARIANT_ADD(tracked, thp_split_write) {
+	.kind = THP_SPLIT,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
 
 FIXTURE_SETUP(tracked)
 {
@@ -611,8 +784,9 @@ TEST_F(tracked, R10_R11_C1_userfaultfd_wp)
 	u.fd = syscall(SYS_userfaultfd, O_CLOEXEC);
 	ASSERT_LE(0, u.fd);
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_API, &api));
-	reg.range.start = wp.range.start = (uintptr_t)p->mem;
-	reg.range.len = wp.range.len = NR_PAGES * PAGE;
+	reg.range.start = (uintptr_t)p->mem;
+	reg.range.len = NR_PAGES * PAGE;
+	wp.range = reg.range;
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_REGISTER, &reg));
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, uffd_unprotect, &u));
@@ -725,22 +899,68 @@ FIXTURE_VARIANT(leak) {
 	bool get;		/* the device has got the pages, or a pipe has */
 };
 
-#define LEAK(name, what)						\
-	FIXTURE_VARIANT_ADD(leak, name##_vmsplice) {			\
-		.kind = what,						\
-	};								\
-	FIXTURE_VARIANT_ADD(leak, name##_get) {				\
-		.kind = what,						\
-		.get = true,						\
-	}
+FIXTURE_VARIANT_ADD(leak, base_vmsplice) {
+	.kind = BASE,
+};
 
-LEAK(base, BASE);
-LEAK(swapped, SWAPPED);
-LEAK(thp, THP);
-LEAK(thp_split, THP_SPLIT);
-LEAK(thp_partial, THP_PARTIAL);
-LEAK(thp_swapped, THP_SWAPPED);
-LEAK(hugetlb, HUGETLB);
+FIXTURE_VARIANT_ADD(leak, base_get) {
+	.kind = BASE,
+	.get = true,
+};
+
+FIXTURE_VARIANT_ADD(leak, swapped_vmsplice) {
+	.kind = SWAPPED,
+};
+
+FIXTURE_VARIANT_ADD(leak, swapped_get) {
+	.kind = SWAPPED,
+	.get = true,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_vmsplice) {
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_get) {
+	.kind = THP,
+	.get = true,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_split_vmsplice) {
+	.kind = THP_SPLIT,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_split_get) {
+	.kind = THP_SPLIT,
+	.get = true,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_partial_vmsplice) {
+	.kind = THP_PARTIAL,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_partial_get) {
+	.kind = THP_PARTIAL,
+	.get = true,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_swapped_vmsplice) {
+	.kind = THP_SWAPPED,
+};
+
+FIXTURE_VARIANT_ADD(leak, thp_swapped_get) {
+	.kind = THP_SWAPPED,
+	.get = true,
+};
+
+FIXTURE_VARIANT_ADD(leak, hugetlb_vmsplice) {
+	.kind = HUGETLB,
+};
+
+FIXTURE_VARIANT_ADD(leak, hugetlb_get) {
+	.kind = HUGETLB,
+	.get = true,
+};
 
 /* References to NR_PAGES pages */
 struct held {

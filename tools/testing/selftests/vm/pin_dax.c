@@ -12,7 +12,7 @@
 
 #include "pin_process.h"
 
-#define GIGABYTE	(1UL << 30)
+#define GIGABYTE	(512 * HUGE_PAGE)
 #define NVDIMM		"/sys/bus/nd/devices/"
 #define DRIVERS		"/sys/bus/nd/drivers/"
 #define DAX_DEVICE	"/dev/dax0.0"

@@ -89,7 +89,7 @@ static inline void *fork_here(void *arg)
 
 /* Makes a child, whose exit status is what child() returns. */
 static inline pid_t make_child(enum way way, int (*child)(struct pinned *p),
-			struct pinned *p)
+			       struct pinned *p)
 {
 	struct forking f = {
 		.way = way,
@@ -132,7 +132,7 @@ static inline void open_device(struct __test_metadata *_metadata, struct pinned 
 }
 
 static inline void pin(struct pinned *p, void *mem, size_t nr, uint32_t flags,
-		uint32_t call)
+		       uint32_t call)
 {
 	struct __test_metadata *_metadata = p->test;
 
