@@ -456,8 +456,7 @@ TEST_F(read_pin, R10_R11_C1_beside_a_pin_for_writing)
 }
 
 /*
- * R11, R12: what makes the entry read-only, or would take it away, does not cost
- * the process its page.
+ * R11: what makes the entry read-only does not cost the process its page.
  */
 FIXTURE(kept) {
 	struct pinned p;
@@ -543,8 +542,71 @@ TEST_F(kept, R11_C1_mprotect)
 	}
 }
 
-/* Reclaim is asked to swap out what is pinned, and what is beside it. */
-TEST_F(kept, R12_C1_pageout)
+/*
+ * Reclaim is asked to swap out what is pinned, and what is beside it.
+ */
+FIXTURE(reclaimed) {
+	struct pinned p;
+	struct memory m;
+};
+
+FIXTURE_VARIANT(reclaimed) {
+	enum kind kind;
+	uint32_t flags;
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, base_read) {
+	.kind = BASE,
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, base_write) {
+	.kind = BASE,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, swapped_read) {
+	.kind = SWAPPED,
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, swapped_write) {
+	.kind = SWAPPED,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, thp_read) {
+	.kind = THP,
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, thp_write) {
+	.kind = THP,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, thp_split_read) {
+	.kind = THP_SPLIT,
+};
+
+FIXTURE_VARIANT_ADD(reclaimed, thp_split_write) {
+	.kind = THP_SPLIT,
+	.flags = FAKE_DMA_PIN_WRITE,
+};
+
+FIXTURE_SETUP(reclaimed)
+{
+	open_device(_metadata, &self->p);
+	make_memory(_metadata, &self->p, &self->m, variant->kind);
+	pin(&self->p, self->m.mem, NR_PAGES, variant->flags,
+	    FAKE_DMA_CALL_FAST);
+	expect_seen(&self->p, "before");
+}
+
+FIXTURE_TEARDOWN(reclaimed)
+{
+	EXPECT_EQ(0, pin_unpin(self->p.dev, self->p.handle, 0));
+	drop_memory(&self->m);
+}
+
+TEST_F(reclaimed, R12_C1_pageout)
 {
 	struct memory *m = &self->m;
 	char *other = pin_map_small(NR_PAGES);
@@ -618,17 +680,21 @@ TEST_F(unmerged, R12_C1_ksm)
 	char *twin[2] = { pin_map_small(1), pin_map_small(1) };
 	struct pinned *p = &self->p;
 	struct memory *m = &self->m;
+	pid_t child;
 	int i, n;
 
 	ASSERT_NE(NULL, twin[0]);
 	ASSERT_NE(NULL, twin[1]);
 	for (i = 0; i < NR_PAGES; i++)
 		memset(m->mem + i * PAGE, 'k', PAGE);
-	/* Clean and read-only, as KSM would have it, before the pin for reading */
-	ASSERT_EQ(0, sysfs_write("/proc/self/clear_refs", "4"));
 	if (madvise(m->map, m->len, MADV_MERGEABLE))
 		SKIP(return, "no KSM");
+	/* What is shared and pinned for reading is clean and read-only then. */
+	child = make_child(WAY_FORK, child_waits, p);
+	ASSERT_LT(0, child);
 	pin(p, m->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
+	*p->stage = 1;
+	EXPECT_EQ(0, reap(child));
 	for (i = 0; i < 2; i++) {
 		memset(twin[i], 'k', PAGE);
 		ASSERT_EQ(0, madvise(twin[i], PAGE, MADV_MERGEABLE));
