@@ -268,11 +268,19 @@ EXPORT_SYMBOL(unpin_user_page_range_dirty_lock);
 
 /*
  * Whether the flags and arguments of a pin_user_pages*() call can be had:
- * FOLL_PIN is ours to set, and excludes FOLL_GET.
+ * FOLL_PIN and FOLL_UNSHARE are ours to set, and exclude FOLL_GET.
  */
 static bool pin_args_valid(struct page **pages, unsigned int gup_flags)
 {
-	return !WARN_ON_ONCE(!pages || gup_flags & (FOLL_PIN | FOLL_GET));
+	return !WARN_ON_ONCE(!pages || gup_flags & (FOLL_PIN | FOLL_GET |
+						    FOLL_UNSHARE));
+}
+
+/* A pin for writing breaks copy-on-write anyway. */
+static unsigned int pin_flags(unsigned int gup_flags)
+{
+	return gup_flags | FOLL_PIN |
+	       (gup_flags & FOLL_WRITE ? 0 : FOLL_UNSHARE);
 }
 
 /*
@@ -331,8 +339,8 @@ long pin_user_pages(unsigned long start, unsigned long nr_pages,
 	mm_set_has_pinned(current->mm);
 	return pin_finish(pages,
 			  __gup_longterm_locked(current->mm, start, nr_pages,
-						pages, vmas, gup_flags |
-						FOLL_PIN));
+						pages, vmas,
+						pin_flags(gup_flags)));
 }
 EXPORT_SYMBOL(pin_user_pages);
 
@@ -358,7 +366,7 @@ long pin_user_pages_locked(unsigned long start, unsigned long nr_pages,
 	mm_set_has_pinned(current->mm);
 	return pin_finish(pages,
 			  gup_locked(current->mm, start, nr_pages, pages,
-				     NULL, locked, gup_flags | FOLL_PIN));
+				     NULL, locked, pin_flags(gup_flags)));
 }
 EXPORT_SYMBOL(pin_user_pages_locked);
 
@@ -382,7 +390,7 @@ long pin_user_pages_unlocked(unsigned long start, unsigned long nr_pages,
 	mm_set_has_pinned(current->mm);
 	return pin_finish(pages,
 			  __gup_longterm_unlocked(start, nr_pages,
-						  gup_flags | FOLL_PIN, pages));
+						  pin_flags(gup_flags), pages));
 }
 EXPORT_SYMBOL(pin_user_pages_unlocked);
 
@@ -412,7 +420,7 @@ long pin_user_pages_remote(struct mm_struct *mm, unsigned long start,
 		return -EINVAL;
 
 	mm_set_has_pinned(mm);
-	gup_flags |= FOLL_PIN | FOLL_REMOTE;
+	gup_flags = pin_flags(gup_flags) | FOLL_REMOTE;
 	if (locked)
 		nr = gup_locked(mm, start, nr_pages, pages, vmas, locked,
 				gup_flags);
@@ -442,11 +450,14 @@ int pin_user_pages_fast(unsigned long start, int nr_pages,
 {
 	if (!pin_args_valid(pages, gup_flags))
 		return -EINVAL;
+	/* The walk does not look for its end before the first page. */
+	if (!nr_pages)
+		return 0;
 
 	mm_set_has_pinned(current->mm);
 	return pin_finish(pages,
 			  internal_get_user_pages_fast(start, nr_pages,
-						       gup_flags | FOLL_PIN,
+						       pin_flags(gup_flags),
 						       pages));
 }
 EXPORT_SYMBOL_GPL(pin_user_pages_fast);
@@ -466,11 +477,11 @@ EXPORT_SYMBOL_GPL(pin_user_pages_fast);
 int pin_user_pages_fast_only(unsigned long start, int nr_pages,
 			     unsigned int gup_flags, struct page **pages)
 {
-	if (!pin_args_valid(pages, gup_flags))
+	if (!pin_args_valid(pages, gup_flags) || !nr_pages)
 		return 0;
 
 	mm_set_has_pinned(current->mm);
-	gup_flags |= FOLL_PIN | FOLL_FAST_ONLY;
+	gup_flags = pin_flags(gup_flags) | FOLL_FAST_ONLY;
 	return max(0L, pin_finish(pages,
 				  internal_get_user_pages_fast(start, nr_pages,
 							       gup_flags,

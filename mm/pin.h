@@ -156,23 +156,15 @@ static __always_inline bool try_pin_small(struct page *page)
 
 /*
  * Whether @page, which an entry of @vma maps, @writable or not, must not be
- * pinned as FOLL_PIN of @flags asks for, because its mm does not have it to
- * itself. That is to be changed with a FAULT_FLAG_UNSHARE fault. Under the
- * page-table lock.
+ * pinned for reading, because its mm does not have it to itself. That is to be
+ * changed with a FAULT_FLAG_UNSHARE fault. Under the page-table lock.
  */
 static inline bool pin_must_unshare(struct vm_area_struct *vma,
 				    unsigned int flags, struct page *page,
 				    bool writable)
 {
-	if (!(flags & FOLL_PIN))
-		return false;
-	/* What is writable, or has just been copied, is the mm's own. */
-	if (writable || (flags & FOLL_WRITE)) {
-		VM_WARN_ON_ONCE_PAGE(PageAnon(page) && !PageAnonExclusive(page),
-				     page);
-		return false;
-	}
-	return is_cow_mapping(vma->vm_flags) &&
+	return unlikely(flags & FOLL_UNSHARE) && !writable &&
+	       is_cow_mapping(vma->vm_flags) &&
 	       !(PageAnon(page) && PageAnonExclusive(page));
 }
 
@@ -185,7 +177,7 @@ static __always_inline bool pin_fast_must_unshare(bool writable,
 						  unsigned int flags,
 						  struct page *page)
 {
-	if ((flags & (FOLL_PIN | FOLL_WRITE)) != FOLL_PIN || writable)
+	if (likely(!(flags & FOLL_UNSHARE)) || writable)
 		return false;
 	smp_rmb();	/* the entry before the mark: try_share_anon_page() */
 	return !PageAnon(page) || !PageAnonExclusive(page);
