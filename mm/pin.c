@@ -450,9 +450,6 @@ int pin_user_pages_fast(unsigned long start, int nr_pages,
 {
 	if (!pin_args_valid(pages, gup_flags))
 		return -EINVAL;
-	/* The walk does not look for its end before the first page. */
-	if (!nr_pages)
-		return 0;
 
 	mm_set_has_pinned(current->mm);
 	return pin_finish(pages,
@@ -477,7 +474,7 @@ EXPORT_SYMBOL_GPL(pin_user_pages_fast);
 int pin_user_pages_fast_only(unsigned long start, int nr_pages,
 			     unsigned int gup_flags, struct page **pages)
 {
-	if (!pin_args_valid(pages, gup_flags) || !nr_pages)
+	if (!pin_args_valid(pages, gup_flags))
 		return 0;
 
 	mm_set_has_pinned(current->mm);

@@ -170,8 +170,8 @@ static inline bool pin_must_unshare(struct vm_area_struct *vma,
 
 /*
  * The same for the lockless walk, which knows the entry but not the mapping: it
- * leaves what is neither writable nor anonymous to the slow path. If @page may
- * be anonymous, the pin has been taken, and the entry looked at again.
+ * leaves what is neither writable nor anonymous to the slow path. Ask after the
+ * pin was taken and the entry was looked at again.
  */
 static __always_inline bool pin_fast_must_unshare(bool writable,
 						  unsigned int flags,

@@ -28,7 +28,7 @@ enum kind {
 	THP_PARTIAL,		/* and a part of it is unmapped */
 	THP_SWAPPED,
 	HUGETLB,
-	KSM,
+	KSM_PAGE,
 	ZERO,
 	HUGE_ZERO,
 	FILE_PAGE,		/* of a private mapping, not written to yet */
@@ -40,7 +40,7 @@ struct memory {
 	size_t len;
 	char *mem;		/* the pages to look at */
 	bool swap;
-	long pool;		/* to be set again */
+	long pool;		/* to be set again, if not negative */
 };
 
 /* Makes a disk in memory the swap space. */
@@ -69,16 +69,6 @@ static int swap_on(void)
 	return ret;
 }
 
-static int sysfs_write(const char *name, const char *value)
-{
-	int fd = open(name, O_WRONLY | O_CLOEXEC);
-	ssize_t len = strlen(value);
-	int ret = fd >= 0 && write(fd, value, len) == len ? 0 : -1;
-
-	close(fd);
-	return ret;
-}
-
 /* Swaps the pages at @mem out; false if some of them stay. */
 static bool swap_out(char *mem, size_t nr)
 {
@@ -90,8 +80,60 @@ static bool swap_out(char *mem, size_t nr)
 			return false;
 		for (i = 0, left = 0; i < nr; i++)
 			left += !(pin_pagemap(getpid(), mem + i * PAGE) >> 62 & 1);
+		/* Pages on their way to the LRU of another CPU get there. */
+		if (left)
+			usleep(1000);
 	}
 	return !left;
+}
+
+#define KSM	"/sys/kernel/mm/ksm/"
+
+static long ksm_number(const char *name)
+{
+	FILE *file = fopen(name, "r");
+	long value = -1;
+
+	if (!file)
+		return -1;
+	if (fscanf(file, "%ld", &value) != 1)
+		value = -1;
+	fclose(file);
+	return value;
+}
+
+/*
+ * Has KSM look at all of memory, until it has merged these two pages, and then
+ * twice more. Its settings are as before then.
+ */
+static bool ksm_merges(const char *one, const char *other)
+{
+	static const char *const names[] = {
+		KSM "pages_to_scan", KSM "sleep_millisecs", KSM "run"
+	};
+	static const char *const values[] = { "1000", "1", "1" };
+	long before[ARRAY_SIZE(names)], scans = -1;
+	char text[32];
+	size_t i;
+	int n;
+
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		before[i] = ksm_number(names[i]);
+		if (pin_write_file(names[i], values[i]))
+			return false;
+	}
+	for (n = 0; n < 6000; n++) {
+		if (scans < 0 && pin_pfn(getpid(), one) == pin_pfn(getpid(), other))
+			scans = ksm_number(KSM "full_scans");
+		if (scans >= 0 && ksm_number(KSM "full_scans") > scans + 2)
+			break;
+		usleep(10000);
+	}
+	for (i = 0; i < ARRAY_SIZE(names); i++) {
+		snprintf(text, sizeof(text), "%ld", before[i]);
+		pin_write_file(names[i], text);
+	}
+	return n < 6000;
 }
 
 /* Memory of that kind, with AT_FORK in it if it can hold anything yet. */
@@ -106,7 +148,7 @@ static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
 	m->len = thp || what == HUGETLB || what == FILE_HUGETLB ||
 		 what == HUGE_ZERO ? HUGE_PAGE : NR_PAGES * PAGE;
 	first = m->len == HUGE_PAGE ? FIRST * PAGE : 0;
-	m->swap = what == SWAPPED || what == THP_SWAPPED;
+	m->pool = -1;
 	if (what == HUGETLB || what == FILE_HUGETLB) {
 		m->pool = pin_set_pool(NR_POOL);
 		if (pin_number("/proc/meminfo", "HugePages_Free:") < NR_POOL) {
@@ -114,9 +156,6 @@ static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
 			SKIP(_exit(255), "no memory for %d huge pages", NR_POOL);
 		}
 	}
-	if (m->swap && swap_on())
-		SKIP(_exit(255), "no swap space on " SWAP_DEVICE);
-
 	if (thp) {
 		m->map = pin_map_thp(p->dev, 1);
 		if (!m->map)
@@ -161,21 +200,18 @@ static void make_memory(struct __test_metadata *_metadata, struct pinned *p,
 		ASSERT_EQ(0, mprotect(m->map, PAGE, PROT_READ));
 	if (what == THP_PARTIAL)
 		ASSERT_EQ(0, munmap(m->map + HUGE_PAGE - PAGE, PAGE));
-	if (m->swap)
+	if (what == SWAPPED || what == THP_SWAPPED) {
+		if (swap_on())
+			SKIP(_exit(255), "no swap space on " SWAP_DEVICE);
+		m->swap = true;
 		ASSERT_EQ(true, swap_out(m->map, m->len / PAGE));
-	if (what == KSM) {
+	}
+	if (what == KSM_PAGE) {
 		if (madvise(m->map, m->len, MADV_MERGEABLE))
 			SKIP(_exit(255), "no KSM");
 		for (n = 0; n < NR_PAGES; n++)
 			memset(m->map + n * PAGE, 'k', PAGE);
-		sysfs_write("/sys/kernel/mm/ksm/sleep_millisecs", "1");
-		ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/run", "1"));
-		for (n = 0; pin_pfn(getpid(), m->mem) !=
-			    pin_pfn(getpid(), m->mem + (NR_PAGES - 1) * PAGE); n++) {
-			ASSERT_GT(3000, n);
-			usleep(10000);
-		}
-		ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/run", "0"));
+		ASSERT_EQ(true, ksm_merges(m->mem, m->mem + (NR_PAGES - 1) * PAGE));
 	}
 }
 
@@ -184,7 +220,7 @@ static void drop_memory(struct memory *m)
 	munmap(m->map, m->len);
 	if (m->swap)
 		swapoff(SWAP_DEVICE);
-	if (m->pool)
+	if (m->pool >= 0)
 		pin_set_pool(m->pool);
 }
 
@@ -274,12 +310,12 @@ FIXTURE_VARIANT_ADD(read_pin, hugetlb_slow) {
 };
 
 FIXTURE_VARIANT_ADD(read_pin, ksm_fast) {
-	.kind = KSM,
+	.kind = KSM_PAGE,
 	.call = FAKE_DMA_CALL_FAST,
 };
 
 FIXTURE_VARIANT_ADD(read_pin, ksm_slow) {
-	.kind = KSM,
+	.kind = KSM_PAGE,
 	.call = FAKE_DMA_CALL_SLOW,
 };
 
@@ -336,7 +372,7 @@ FIXTURE_SETUP(read_pin)
 	self->p.mem = self->m.mem;
 	self->p.nr = NR_PAGES;
 	self->filled = variant->kind != ZERO && variant->kind != HUGE_ZERO &&
-		       variant->kind != KSM;
+		       variant->kind != KSM_PAGE;
 }
 
 FIXTURE_TEARDOWN(read_pin)
@@ -670,8 +706,6 @@ FIXTURE_SETUP(unmerged)
 
 FIXTURE_TEARDOWN(unmerged)
 {
-	sysfs_write("/sys/kernel/mm/ksm/run", "2");
-	sysfs_write("/sys/kernel/mm/ksm/run", "0");
 	drop_memory(&self->m);
 }
 
@@ -681,7 +715,7 @@ TEST_F(unmerged, R12_C1_ksm)
 	struct pinned *p = &self->p;
 	struct memory *m = &self->m;
 	pid_t child;
-	int i, n;
+	int i;
 
 	ASSERT_NE(NULL, twin[0]);
 	ASSERT_NE(NULL, twin[1]);
@@ -699,20 +733,13 @@ TEST_F(unmerged, R12_C1_ksm)
 		memset(twin[i], 'k', PAGE);
 		ASSERT_EQ(0, madvise(twin[i], PAGE, MADV_MERGEABLE));
 	}
-	ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/pages_to_scan", "1000"));
-	ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/sleep_millisecs", "1"));
-	ASSERT_EQ(0, sysfs_write("/sys/kernel/mm/ksm/run", "1"));
-	for (n = 0; pin_pfn(getpid(), twin[0]) != pin_pfn(getpid(), twin[1]); n++) {
-		ASSERT_GT(3000, n);
-		usleep(10000);
-	}
-	usleep(100000);
+	ASSERT_EQ(true, ksm_merges(twin[0], twin[1]));
 	expect_seen(p, "after the twins were merged");
 	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
 }
 
 /*
- * R10, R11: state that tracks writes is carried over, and does not cost the page.
+ * R10, R11: state that tracks writes is carried over and does not cost the page.
  */
 FIXTURE(tracked) {
 	struct pinned p;
@@ -786,7 +813,7 @@ TEST_F(tracked, R10_R11_C1_soft_dirty)
 
 	child = make_child(WAY_FORK, child_looks_late, p);
 	ASSERT_LT(0, child);
-	ASSERT_EQ(0, sysfs_write("/proc/self/clear_refs", "4"));
+	ASSERT_EQ(0, pin_write_file("/proc/self/clear_refs", "4"));
 	ASSERT_EQ(false, soft_dirty(p->mem));
 	pin(p, p->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
 	/* A pin for reading has written nothing. */
@@ -794,7 +821,7 @@ TEST_F(tracked, R10_R11_C1_soft_dirty)
 		EXPECT_EQ(false, soft_dirty(p->mem + i * PAGE));
 	expect_seen(p, "beside the child");
 	EXPECT_EQ(true, soft_dirty(p->mem));
-	ASSERT_EQ(0, sysfs_write("/proc/self/clear_refs", "4"));
+	ASSERT_EQ(0, pin_write_file("/proc/self/clear_refs", "4"));
 	EXPECT_EQ(false, soft_dirty(p->mem));
 	expect_seen(p, "after another clear_refs");
 	EXPECT_EQ(true, soft_dirty(p->mem));
@@ -902,7 +929,7 @@ FIXTURE_VARIANT_ADD(poked, thp_split) {
 };
 
 FIXTURE_VARIANT_ADD(poked, ksm) {
-	.kind = KSM,
+	.kind = KSM_PAGE,
 };
 
 FIXTURE_SETUP(poked)

@@ -30,33 +30,21 @@
 #define EVENTS		CGROUP "memory.events"
 #define CHILD_CGROUP	CGROUPS "pin_fork_fault.child/"
 
-static int write_file(const char *name, const char *text)
-{
-	int fd = open(name, O_WRONLY), ret = 0;
-
-	if (fd < 0)
-		return -errno;
-	if (write(fd, text, strlen(text)) < 0)
-		ret = -errno;
-	close(fd);
-	return ret;
-}
-
 /* A memory cgroup for this process alone: 0, or a negative errno. */
 static int enter_cgroup(void)
 {
-	int ret = write_file(CGROUPS "cgroup.subtree_control", "+memory");
+	int ret = pin_write_file(CGROUPS "cgroup.subtree_control", "+memory");
 
 	if (ret)
 		return ret;
 	if (mkdir(CGROUP, 0755) && errno != EEXIST)
 		return -errno;
-	return write_file(CGROUP "cgroup.procs", "0");
+	return pin_write_file(CGROUP "cgroup.procs", "0");
 }
 
 static void leave_cgroup(void)
 {
-	write_file(CGROUPS "cgroup.procs", "0");
+	pin_write_file(CGROUPS "cgroup.procs", "0");
 	rmdir(CGROUP);
 }
 
@@ -103,7 +91,7 @@ static void shrink_slabs(void)
 	if (glob("/sys/kernel/slab/*/shrink", GLOB_NOSORT, NULL, &caches))
 		return;
 	for (i = 0; i < caches.gl_pathc; i++)
-		write_file(caches.gl_pathv[i], "1");
+		pin_write_file(caches.gl_pathv[i], "1");
 	globfree(&caches);
 }
 
@@ -237,19 +225,19 @@ static int set_fault(const char *dir, bool on)
 	int ret;
 
 	snprintf(name, sizeof(name), "%signore-gfp-wait", dir);
-	ret = write_file(name, on ? "N" : "Y");
+	ret = pin_write_file(name, on ? "N" : "Y");
 	snprintf(name, sizeof(name), "%smin-order", dir);
-	write_file(name, on ? "0" : "1");
+	pin_write_file(name, on ? "0" : "1");
 	snprintf(name, sizeof(name), "%signore-gfp-highmem", dir);
-	write_file(name, on ? "N" : "Y");
+	pin_write_file(name, on ? "N" : "Y");
 	return ret;
 }
 
 /* A backtrace for each failure would be too much of a good thing. */
 static void set_verbose(bool on)
 {
-	write_file(FAULTS "fail_page_alloc/verbose", on ? "2" : "0");
-	write_file(FAULTS "failslab/verbose", on ? "2" : "0");
+	pin_write_file(FAULTS "fail_page_alloc/verbose", on ? "2" : "0");
+	pin_write_file(FAULTS "failslab/verbose", on ? "2" : "0");
 }
 
 FIXTURE_SETUP(fault)
@@ -502,7 +490,7 @@ TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 	/* For everything that fork needs, and half of the copies. */
 	snprintf(text, sizeof(text), "%ld",
 		 (charged_at_rest() + NR_CHARGED / 2) * (long)PAGE);
-	ASSERT_EQ(0, write_file(CGROUP "memory.max", text));
+	ASSERT_EQ(0, pin_write_file(CGROUP "memory.max", text));
 	child = fork();
 	if (!child)
 		_exit(0);
@@ -512,7 +500,7 @@ TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 		waitpid(child, NULL, 0);
 	EXPECT_LT(0, pin_number(EVENTS, "max"));
 	EXPECT_EQ(0, pin_number(EVENTS, "oom_kill"));
-	ASSERT_EQ(0, write_file(CGROUP "memory.max", "max"));
+	ASSERT_EQ(0, pin_write_file(CGROUP "memory.max", "max"));
 	EXPECT_LE(NR_CHARGED, charge_of_child(_metadata) + charge_noise());
 	ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
 }
@@ -533,7 +521,7 @@ FIXTURE_SETUP(hugetlb_charge)
 {
 	self->dev = pin_open();
 	ASSERT_LE(0, self->dev);
-	if (write_file(CGROUPS "cgroup.subtree_control", "+hugetlb") ||
+	if (pin_write_file(CGROUPS "cgroup.subtree_control", "+hugetlb") ||
 	    enter_cgroup())
 		SKIP(_exit(255), "%s: no hugetlb controller", CGROUPS);
 	self->pool = pin_set_pool(2 * NR_HUGE);
@@ -590,7 +578,7 @@ TEST_F(hugetlb_charge, R9_limit_of_the_hugetlb_cgroup_fails_fork)
 	pid_t child;
 
 	snprintf(text, sizeof(text), "%ld", (long)((NR_HUGE + 2) * HUGE_PAGE));
-	ASSERT_EQ(0, write_file(CGROUP "hugetlb.2MB.max", text));
+	ASSERT_EQ(0, pin_write_file(CGROUP "hugetlb.2MB.max", text));
 	child = fork();
 	if (!child)
 		_exit(0);
@@ -601,7 +589,7 @@ TEST_F(hugetlb_charge, R9_limit_of_the_hugetlb_cgroup_fails_fork)
 	EXPECT_EQ(NR_HUGE, hugetlb_charged());
 	EXPECT_EQ(NR_HUGE, pin_number("/proc/meminfo", "HugePages_Free:"));
 	EXPECT_TRUE(same_pages(self->dev, self->handle, self->mem, NR_PAGES, 5));
-	ASSERT_EQ(0, write_file(CGROUP "hugetlb.2MB.max", "max"));
+	ASSERT_EQ(0, pin_write_file(CGROUP "hugetlb.2MB.max", "max"));
 }
 
 /*
@@ -610,14 +598,14 @@ TEST_F(hugetlb_charge, R9_limit_of_the_hugetlb_cgroup_fails_fork)
 static void fail_huge_pages(bool on)
 {
 	/* While they fail, min-order keeps this from failing, too. */
-	write_file(FAULTS "fail_page_alloc/probability", "0");
-	write_file(FAULTS "fail_page_alloc/min-order", on ? "9" : "1");
-	write_file(FAULTS "fail_page_alloc/ignore-gfp-wait", on ? "N" : "Y");
-	write_file(FAULTS "fail_page_alloc/ignore-gfp-highmem", on ? "N" : "Y");
-	write_file(FAULTS "fail_page_alloc/times", on ? "-1" : "1");
+	pin_write_file(FAULTS "fail_page_alloc/probability", "0");
+	pin_write_file(FAULTS "fail_page_alloc/min-order", on ? "9" : "1");
+	pin_write_file(FAULTS "fail_page_alloc/ignore-gfp-wait", on ? "N" : "Y");
+	pin_write_file(FAULTS "fail_page_alloc/ignore-gfp-highmem", on ? "N" : "Y");
+	pin_write_file(FAULTS "fail_page_alloc/times", on ? "-1" : "1");
 	set_verbose(!on);
 	if (on)
-		write_file(FAULTS "fail_page_alloc/probability", "100");
+		pin_write_file(FAULTS "fail_page_alloc/probability", "100");
 }
 
 TEST(R7_base_pages_where_no_huge_page_can_be_had)

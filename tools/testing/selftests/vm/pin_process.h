@@ -50,10 +50,15 @@ static inline void wait_stage(struct pinned *p, int stage)
 	}
 }
 
+/* A child that dies does not arrive: then there is no point in waiting. */
 static inline void wait_arrived(struct pinned *p, int nr)
 {
-	while (*p->arrived < nr)
+	siginfo_t dead = { .si_pid = 0 };
+
+	while (*p->arrived < nr && !dead.si_pid) {
+		waitid(P_ALL, 0, &dead, WEXITED | WNOHANG | WNOWAIT);
 		usleep(500);
+	}
 }
 
 enum way { WAY_FORK, WAY_CLONE, WAY_CLONE3, WAY_THREAD };

@@ -180,6 +180,19 @@ static inline int pin_query(int fd, uint32_t handle, uint64_t first,
 	return pin_ioctl(fd, FAKE_DMA_QUERY, &query);
 }
 
+/* For the files of proc, sysfs and cgroups */
+static inline int pin_write_file(const char *name, const char *text)
+{
+	int fd = open(name, O_WRONLY | O_CLOEXEC), ret = 0;
+
+	if (fd < 0)
+		return -errno;
+	if (write(fd, text, strlen(text)) < 0)
+		ret = -errno;
+	close(fd);
+	return ret;
+}
+
 /* The number that a line of a file has after @name, or -1 without such a line. */
 static inline long long pin_number(const char *path, const char *name)
 {
