@@ -43,7 +43,7 @@ check: tree ## the static checks: checkpatch, sparse, coccicheck, each patch by 
 bisect: tree ## build and boot the kernel of every single patch
 	@checks/bisect
 
-bench: tree ## instructions of pinning, unpinning and fork on stock, baseline and series
+bench: tree ## instructions of pinning (stock, series), of fork and writes (baseline, too)
 	@bench/run
 	@bench/fork
 
