@@ -2,7 +2,7 @@
 /*
  * Fork of a process with pinned memory needs memory for the copies (R9): when
  * there is none, fork fails with ENOMEM, the parent is as it was, and nothing
- * is lost. The copies are charged like other memory of the child.
+ * is lost. The copies are charged to the process that forks.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
