@@ -158,6 +158,7 @@ TEST_F(pud, R5_R7_R21_C1_stays_shared)
 TEST_F(pud, R10_R21_C1_pinned_for_reading)
 {
 	struct pinned *p = &self->p;
+	struct fake_dma_page page;
 	char *reading;
 	int fd;
 
@@ -173,6 +174,8 @@ TEST_F(pud, R10_R21_C1_pinned_for_reading)
 	close(fd);
 	pin(p, reading + FIRST * PAGE, NR_PINNED, variant->flags,
 	    variant->call);
+	ASSERT_EQ(0, pin_query(p->dev, p->handle, 0, 1, &page));
+	EXPECT_EQ(1, page.pincount);
 	p->mem = self->map + FIRST * PAGE;
 	expect_seen(p, "mapped for reading");
 	munmap(reading, GIGABYTE);
