@@ -479,30 +479,6 @@ FIXTURE_VARIANT_ADD(kind, thp_longterm) {
 	.flags = FAKE_DMA_PIN_WRITE | FAKE_DMA_PIN_LONGTERM,
 };
 
-/* How many hugetlb pages the machine has. */
-static int get_hugetlb(void)
-{
-	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "r");
-	int nr = 0;
-
-	if (!file)
-		return 0;
-	if (fscanf(file, "%d", &nr) != 1)
-		nr = 0;
-	fclose(file);
-	return nr;
-}
-
-static void set_hugetlb(int nr)
-{
-	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "w");
-
-	if (!file)
-		return;
-	fprintf(file, "%d\n", nr);
-	fclose(file);
-}
-
 static char *map_file(size_t nr, int flags)
 {
 	int fd = memfd_create("pin_api", MFD_CLOEXEC);
@@ -566,8 +542,8 @@ FIXTURE_SETUP(kind)
 	self->hugetlb = -1;
 	if (variant->memory == HUGETLB) {
 		/* Enough for two mappings: there is a test that makes one. */
-		self->hugetlb = get_hugetlb();
-		set_hugetlb(self->hugetlb + 4);
+		self->hugetlb = pin_file_number(PIN_POOL);
+		pin_set_pool(self->hugetlb + 4);
 	}
 	self->mem = map_kind(self->dev, variant->memory, &self->nr);
 	if (!self->mem)
@@ -582,7 +558,7 @@ FIXTURE_TEARDOWN(kind)
 	EXPECT_EQ(self->held, pin_held());
 	munmap(self->mem, self->nr * PAGE);
 	if (self->hugetlb >= 0)
-		set_hugetlb(self->hugetlb);
+		pin_set_pool(self->hugetlb);
 }
 
 /* A long-term pin cannot let go of the mmap lock, which these want to. */

@@ -7,7 +7,6 @@
  */
 #define _GNU_SOURCE
 #include <linux/userfaultfd.h>
-#include <poll.h>
 #include <sys/ptrace.h>
 #include <sys/swap.h>
 #include <sys/uio.h>
@@ -89,19 +88,6 @@ static bool swap_out(char *mem, size_t nr)
 
 #define KSM	"/sys/kernel/mm/ksm/"
 
-static long ksm_number(const char *name)
-{
-	FILE *file = fopen(name, "r");
-	long value = -1;
-
-	if (!file)
-		return -1;
-	if (fscanf(file, "%ld", &value) != 1)
-		value = -1;
-	fclose(file);
-	return value;
-}
-
 /*
  * Has KSM look at all of memory, until it has merged these two pages, and then
  * twice more. Its settings are as before then.
@@ -113,26 +99,23 @@ static bool ksm_merges(const char *one, const char *other)
 	};
 	static const char *const values[] = { "1000", "1", "1" };
 	long before[ARRAY_SIZE(names)], scans = -1;
-	char text[32];
 	size_t i;
 	int n;
 
 	for (i = 0; i < ARRAY_SIZE(names); i++) {
-		before[i] = ksm_number(names[i]);
+		before[i] = pin_file_number(names[i]);
 		if (pin_write_file(names[i], values[i]))
 			return false;
 	}
 	for (n = 0; n < 6000; n++) {
 		if (scans < 0 && pin_pfn(getpid(), one) == pin_pfn(getpid(), other))
-			scans = ksm_number(KSM "full_scans");
-		if (scans >= 0 && ksm_number(KSM "full_scans") > scans + 2)
+			scans = pin_file_number(KSM "full_scans");
+		if (scans >= 0 && pin_file_number(KSM "full_scans") > scans + 2)
 			break;
 		usleep(10000);
 	}
-	for (i = 0; i < ARRAY_SIZE(names); i++) {
-		snprintf(text, sizeof(text), "%ld", before[i]);
-		pin_write_file(names[i], text);
-	}
+	for (i = 0; i < ARRAY_SIZE(names); i++)
+		pin_write_number(names[i], before[i]);
 	return n < 6000;
 }
 
@@ -800,11 +783,6 @@ FIXTURE_TEARDOWN(tracked)
 	drop_memory(&self->m);
 }
 
-static bool soft_dirty(const char *mem)
-{
-	return pin_pagemap(getpid(), mem) >> 55 & 1;
-}
-
 TEST_F(tracked, R10_R11_C1_soft_dirty)
 {
 	struct pinned *p = &self->p;
@@ -814,17 +792,17 @@ TEST_F(tracked, R10_R11_C1_soft_dirty)
 	child = make_child(WAY_FORK, child_looks_late, p);
 	ASSERT_LT(0, child);
 	ASSERT_EQ(0, pin_write_file("/proc/self/clear_refs", "4"));
-	ASSERT_EQ(false, soft_dirty(p->mem));
+	ASSERT_EQ(0, pin_soft_dirty(p->mem));
 	pin(p, p->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
 	/* A pin for reading has written nothing. */
 	for (i = 0; !variant->flags && i < NR_PAGES; i++)
-		EXPECT_EQ(false, soft_dirty(p->mem + i * PAGE));
+		EXPECT_EQ(0, pin_soft_dirty(p->mem + i * PAGE));
 	expect_seen(p, "beside the child");
-	EXPECT_EQ(true, soft_dirty(p->mem));
+	EXPECT_EQ(1, pin_soft_dirty(p->mem));
 	ASSERT_EQ(0, pin_write_file("/proc/self/clear_refs", "4"));
-	EXPECT_EQ(false, soft_dirty(p->mem));
+	EXPECT_EQ(0, pin_soft_dirty(p->mem));
 	expect_seen(p, "after another clear_refs");
-	EXPECT_EQ(true, soft_dirty(p->mem));
+	EXPECT_EQ(1, pin_soft_dirty(p->mem));
 	*p->stage = 1;
 	EXPECT_EQ(0, reap(child));
 	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));

@@ -653,18 +653,12 @@ TEST_F(layout, R7_R12_moved_by_mremap_after_the_pin)
 	expect_survives_fork(&self->p);
 }
 
-/* Whether the page at @mem was written to since clear_refs. */
-static int soft_dirty(char *mem)
-{
-	return pin_pagemap(getpid(), mem) >> 55 & 1;
-}
-
 static int child_writes_and_is_tracked(struct pinned *p)
 {
-	if (soft_dirty(p->mem) != 0)
+	if (pin_soft_dirty(p->mem) != 0)
 		return 1;
 	p->mem[0] = 'c';
-	return soft_dirty(p->mem) == 1 ? 0 : 2;
+	return pin_soft_dirty(p->mem) == 1 ? 0 : 2;
 }
 
 TEST_F(layout, R7_soft_dirty_state_of_the_copy)
@@ -897,40 +891,25 @@ FIXTURE_VARIANT_ADD(huge, hugetlb_1g) {
 	.first = 200000,
 };
 
+#define POOL	"/sys/kernel/mm/hugepages/hugepages-%zukB/%s"
+
 /* A number of the pool of huge pages of that size, or -1. */
 static long pool(size_t size, const char *what)
 {
-	long value = -1;
 	char name[128];
-	FILE *file;
 
-	snprintf(name, sizeof(name),
-		 "/sys/kernel/mm/hugepages/hugepages-%zukB/%s", size >> 10,
-		 what);
-	file = fopen(name, "r");
-	if (!file)
-		return -1;
-	if (fscanf(file, "%ld", &value) != 1)
-		value = -1;
-	fclose(file);
-	return value;
+	snprintf(name, sizeof(name), POOL, size >> 10, what);
+	return pin_file_number(name);
 }
 
 /* Sets the number of huge pages of the pool; says what it is then. */
 static long set_pool(size_t size, long nr)
 {
 	char name[128];
-	FILE *file;
 
-	snprintf(name, sizeof(name),
-		 "/sys/kernel/mm/hugepages/hugepages-%zukB/nr_hugepages",
-		 size >> 10);
-	file = fopen(name, "w");
-	if (file) {
-		fprintf(file, "%ld", nr);
-		fclose(file);
-	}
-	return pool(size, "nr_hugepages");
+	snprintf(name, sizeof(name), POOL, size >> 10, "nr_hugepages");
+	pin_write_number(name, nr);
+	return pin_file_number(name);
 }
 
 /* How much of the mapping at @mem a process has mapped by huge entries. */

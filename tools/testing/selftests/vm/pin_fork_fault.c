@@ -48,29 +48,15 @@ static void leave_cgroup(void)
 	rmdir(CGROUP);
 }
 
-/* Bytes charged to the cgroup, or -1. */
-static long charged_bytes(const char *name)
-{
-	FILE *file = fopen(name, "r");
-	long bytes = -1;
-
-	if (!file)
-		return -1;
-	if (fscanf(file, "%ld", &bytes) != 1)
-		bytes = -1;
-	fclose(file);
-	return bytes;
-}
-
 /* Pages charged, and huge pages. */
 static long charged(void)
 {
-	return charged_bytes(CGROUP "memory.current") / (long)PAGE;
+	return pin_file_number(CGROUP "memory.current") / (long)PAGE;
 }
 
 static long hugetlb_charged(void)
 {
-	return charged_bytes(CGROUP "hugetlb.2MB.current") / (long)HUGE_PAGE;
+	return pin_file_number(CGROUP "hugetlb.2MB.current") / (long)HUGE_PAGE;
 }
 
 /*
@@ -457,6 +443,18 @@ TEST_F(charge, R9_copies_are_charged_to_the_memory_cgroup)
 	EXPECT_GE(shared + charge_noise(), charge_of_child(_metadata));
 }
 
+static void expect_fork_fails(struct __test_metadata *_metadata)
+{
+	pid_t child = fork();
+
+	if (!child)
+		_exit(0);
+	EXPECT_EQ(-1, child);
+	EXPECT_EQ(ENOMEM, errno);
+	if (child > 0)
+		waitpid(child, NULL, 0);
+}
+
 /* As with all that fork allocates, it is the cgroup of the one that forks. */
 TEST_F(charge, R9_copies_for_a_child_in_another_cgroup)
 {
@@ -480,24 +478,16 @@ TEST_F(charge, R9_copies_for_a_child_in_another_cgroup)
 TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 {
 	uint32_t handle;
-	char text[32];
-	pid_t child;
 
 	ASSERT_EQ(0, pin_range(self->dev, self->mem, NR_CHARGED * PAGE,
 			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
 			       &handle));
 	ASSERT_EQ(0, pin_number(EVENTS, "oom_kill"));
 	/* For everything that fork needs, and half of the copies. */
-	snprintf(text, sizeof(text), "%ld",
-		 (charged_at_rest() + NR_CHARGED / 2) * (long)PAGE);
-	ASSERT_EQ(0, pin_write_file(CGROUP "memory.max", text));
-	child = fork();
-	if (!child)
-		_exit(0);
-	EXPECT_EQ(-1, child);
-	EXPECT_EQ(ENOMEM, errno);
-	if (child > 0)
-		waitpid(child, NULL, 0);
+	ASSERT_EQ(0, pin_write_number(CGROUP "memory.max",
+				      (charged_at_rest() + NR_CHARGED / 2) *
+				      PAGE));
+	expect_fork_fails(_metadata);
 	EXPECT_LT(0, pin_number(EVENTS, "max"));
 	EXPECT_EQ(0, pin_number(EVENTS, "oom_kill"));
 	ASSERT_EQ(0, pin_write_file(CGROUP "memory.max", "max"));
@@ -574,18 +564,9 @@ TEST_F(hugetlb_charge, R9_copies_are_charged_to_the_hugetlb_cgroup)
 
 TEST_F(hugetlb_charge, R9_limit_of_the_hugetlb_cgroup_fails_fork)
 {
-	char text[32];
-	pid_t child;
-
-	snprintf(text, sizeof(text), "%ld", (long)((NR_HUGE + 2) * HUGE_PAGE));
-	ASSERT_EQ(0, pin_write_file(CGROUP "hugetlb.2MB.max", text));
-	child = fork();
-	if (!child)
-		_exit(0);
-	EXPECT_EQ(-1, child);
-	EXPECT_EQ(ENOMEM, errno);
-	if (child > 0)
-		waitpid(child, NULL, 0);
+	ASSERT_EQ(0, pin_write_number(CGROUP "hugetlb.2MB.max",
+				      (NR_HUGE + 2) * HUGE_PAGE));
+	expect_fork_fails(_metadata);
 	EXPECT_EQ(NR_HUGE, hugetlb_charged());
 	EXPECT_EQ(NR_HUGE, pin_number("/proc/meminfo", "HugePages_Free:"));
 	EXPECT_TRUE(same_pages(self->dev, self->handle, self->mem, NR_PAGES, 5));

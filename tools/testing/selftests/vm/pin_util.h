@@ -233,19 +233,36 @@ static inline long long pin_held(void)
 	       pin_vmstat("nr_foll_pin_released");
 }
 
-/* Sets the size of the pool of huge pages, and says what it was. */
-static inline long pin_set_pool(long nr)
+/* The number that is all of a file, or -1. */
+static inline long pin_file_number(const char *name)
 {
-	FILE *file = fopen("/proc/sys/vm/nr_hugepages", "r+");
-	long old = -1;
+	FILE *file = fopen(name, "r");
+	long value = -1;
 
 	if (!file)
 		return -1;
-	if (fscanf(file, "%ld", &old) != 1)
-		old = -1;
-	rewind(file);
-	fprintf(file, "%ld", nr);
+	if (fscanf(file, "%ld", &value) != 1)
+		value = -1;
 	fclose(file);
+	return value;
+}
+
+static inline int pin_write_number(const char *name, long value)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%ld", value);
+	return pin_write_file(name, text);
+}
+
+#define PIN_POOL	"/proc/sys/vm/nr_hugepages"
+
+/* Sets the size of the pool of huge pages, and says what it was. */
+static inline long pin_set_pool(long nr)
+{
+	long old = pin_file_number(PIN_POOL);
+
+	pin_write_number(PIN_POOL, nr);
 	return old;
 }
 
@@ -318,6 +335,12 @@ static inline uint64_t pin_pfn(pid_t pid, const void *addr)
 	uint64_t entry = pin_pagemap(pid, addr);
 
 	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+/* Whether we wrote to the page at @mem since clear_refs. */
+static inline int pin_soft_dirty(const void *mem)
+{
+	return pin_pagemap(getpid(), mem) >> 55 & 1;
 }
 
 /* A word that the device and other processes look at, too. */
