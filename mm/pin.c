@@ -10,6 +10,9 @@
 #include <linux/ratelimit.h>
 #include <linux/vmstat.h>
 
+#define CREATE_TRACE_POINTS
+#include <trace/events/pin.h>
+
 #include "internal.h"
 #include "pin.h"
 
@@ -48,6 +51,28 @@ struct page *try_pin_head(struct page *page, int refs)
 changed:
 	put_page_refs(head, nr);
 	return NULL;
+}
+
+/**
+ * page_seems_pinned() - whether a page looks pinned
+ * @page: any page, or subpage, in whatever state
+ *
+ * For statistics, and for giving up early what is going to fail. Other than
+ * page_maybe_dma_pinned() this does not take a small page for pinned because it
+ * is mapped a thousand times; but mappings that come and go while it looks can
+ * make it miss a pin.
+ *
+ * Context: any.
+ * Return: true if more than its mappings say so.
+ */
+bool page_seems_pinned(struct page *page)
+{
+	page = compound_head(page);
+	if (page_has_pincount(page))
+		return page_pincount(page) > 0;
+	/* The map count of what is never mapped may say something else. */
+	return page_ref_count(page) - max(atomic_read(&page->_mapcount) + 1, 0) >=
+	       GUP_PIN_COUNTING_BIAS;
 }
 
 /**
@@ -206,6 +231,7 @@ void unpin_user_pages(struct page **pages, unsigned long npages)
 {
 	if (WARN_ON_ONCE(IS_ERR_VALUE(npages)))
 		return;
+	trace_unpin_user_pages(pages, npages, false);
 	count_vm_events(NR_FOLL_PIN_RELEASED,
 			unpin_array(pages, npages, false));
 }
@@ -231,6 +257,7 @@ void unpin_user_pages_dirty_lock(struct page **pages, unsigned long npages,
 	}
 	if (WARN_ON_ONCE(IS_ERR_VALUE(npages)))
 		return;
+	trace_unpin_user_pages(pages, npages, true);
 	count_vm_events(NR_FOLL_PIN_RELEASED, unpin_array(pages, npages, true));
 }
 EXPORT_SYMBOL(unpin_user_pages_dirty_lock);
@@ -253,6 +280,7 @@ void unpin_user_page_range_dirty_lock(struct page *page, unsigned long npages,
 
 	if (WARN_ON_ONCE(IS_ERR_VALUE(npages)))
 		return;
+	trace_unpin_user_pages(&page, npages, make_dirty);
 	for (i = 0; i < npages; i += nr) {
 		struct page *next = nth_page(page, i);
 		struct page *head = compound_head(next);
@@ -288,7 +316,8 @@ static unsigned int pin_flags(unsigned int gup_flags)
  * that error: counts them, and gives the architecture its say on pages that a
  * device is going to use. Returns what the call returns.
  */
-static long pin_finish(struct page **pages, long nr)
+static long pin_finish(unsigned long start, unsigned long nr_pages,
+		       unsigned int gup_flags, struct page **pages, long nr)
 {
 	long i;
 	int ret;
@@ -302,6 +331,7 @@ static long pin_finish(struct page **pages, long nr)
 	}
 	if (nr > 0)
 		count_vm_events(NR_FOLL_PIN_ACQUIRED, nr);
+	trace_pin_user_pages(start, nr_pages, gup_flags, pages, nr);
 	return nr;
 }
 
@@ -333,14 +363,15 @@ long pin_user_pages(unsigned long start, unsigned long nr_pages,
 		    unsigned int gup_flags, struct page **pages,
 		    struct vm_area_struct **vmas)
 {
+	long nr;
+
 	if (!pin_args_valid(pages, gup_flags))
 		return -EINVAL;
 
 	mm_set_has_pinned(current->mm);
-	return pin_finish(pages,
-			  __gup_longterm_locked(current->mm, start, nr_pages,
-						pages, vmas,
-						pin_flags(gup_flags)));
+	nr = __gup_longterm_locked(current->mm, start, nr_pages, pages, vmas,
+				   pin_flags(gup_flags));
+	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL(pin_user_pages);
 
@@ -359,14 +390,16 @@ long pin_user_pages_locked(unsigned long start, unsigned long nr_pages,
 			   unsigned int gup_flags, struct page **pages,
 			   int *locked)
 {
+	long nr;
+
 	if (!pin_args_valid(pages, gup_flags) ||
 	    WARN_ON_ONCE(gup_flags & FOLL_LONGTERM))
 		return -EINVAL;
 
 	mm_set_has_pinned(current->mm);
-	return pin_finish(pages,
-			  gup_locked(current->mm, start, nr_pages, pages,
-				     NULL, locked, pin_flags(gup_flags)));
+	nr = gup_locked(current->mm, start, nr_pages, pages, NULL, locked,
+			pin_flags(gup_flags));
+	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL(pin_user_pages_locked);
 
@@ -384,13 +417,15 @@ EXPORT_SYMBOL(pin_user_pages_locked);
 long pin_user_pages_unlocked(unsigned long start, unsigned long nr_pages,
 			     struct page **pages, unsigned int gup_flags)
 {
+	long nr;
+
 	if (!pin_args_valid(pages, gup_flags))
 		return -EINVAL;
 
 	mm_set_has_pinned(current->mm);
-	return pin_finish(pages,
-			  __gup_longterm_unlocked(start, nr_pages,
-						  pin_flags(gup_flags), pages));
+	nr = __gup_longterm_unlocked(start, nr_pages, pin_flags(gup_flags),
+				     pages);
+	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL(pin_user_pages_unlocked);
 
@@ -420,14 +455,14 @@ long pin_user_pages_remote(struct mm_struct *mm, unsigned long start,
 		return -EINVAL;
 
 	mm_set_has_pinned(mm);
-	gup_flags = pin_flags(gup_flags) | FOLL_REMOTE;
+	gup_flags |= FOLL_REMOTE;
 	if (locked)
 		nr = gup_locked(mm, start, nr_pages, pages, vmas, locked,
-				gup_flags);
+				pin_flags(gup_flags));
 	else
 		nr = __gup_longterm_locked(mm, start, nr_pages, pages, vmas,
-					   gup_flags);
-	return pin_finish(pages, nr);
+					   pin_flags(gup_flags));
+	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL(pin_user_pages_remote);
 
@@ -448,14 +483,15 @@ EXPORT_SYMBOL(pin_user_pages_remote);
 int pin_user_pages_fast(unsigned long start, int nr_pages,
 			unsigned int gup_flags, struct page **pages)
 {
+	long nr;
+
 	if (!pin_args_valid(pages, gup_flags))
 		return -EINVAL;
 
 	mm_set_has_pinned(current->mm);
-	return pin_finish(pages,
-			  internal_get_user_pages_fast(start, nr_pages,
-						       pin_flags(gup_flags),
-						       pages));
+	nr = internal_get_user_pages_fast(start, nr_pages, pin_flags(gup_flags),
+					  pages);
+	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL_GPL(pin_user_pages_fast);
 
@@ -474,14 +510,15 @@ EXPORT_SYMBOL_GPL(pin_user_pages_fast);
 int pin_user_pages_fast_only(unsigned long start, int nr_pages,
 			     unsigned int gup_flags, struct page **pages)
 {
+	long nr;
+
 	if (!pin_args_valid(pages, gup_flags))
 		return 0;
 
 	mm_set_has_pinned(current->mm);
-	gup_flags = pin_flags(gup_flags) | FOLL_FAST_ONLY;
-	return max(0L, pin_finish(pages,
-				  internal_get_user_pages_fast(start, nr_pages,
-							       gup_flags,
-							       pages)));
+	gup_flags |= FOLL_FAST_ONLY;
+	nr = internal_get_user_pages_fast(start, nr_pages, pin_flags(gup_flags),
+					  pages);
+	return max(0L, pin_finish(start, nr_pages, gup_flags, pages, nr));
 }
 EXPORT_SYMBOL_GPL(pin_user_pages_fast_only);

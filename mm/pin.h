@@ -84,6 +84,7 @@
 
 #include <linux/mm.h>
 #include <linux/page_ref.h>
+#include <linux/vmstat.h>
 
 /*
  * No pin is added to a reference count above this. The other half is left to
@@ -228,6 +229,17 @@ static inline bool try_share_anon_page(struct page *page)
 	/* before the entry: pairs with pin_fast_must_unshare() */
 	smp_mb__after_atomic();
 	return true;
+}
+
+/*
+ * A write fault made the entry of @page writable, and did not copy. NULL for
+ * what has no page.
+ */
+static inline void count_reuse(struct page *page)
+{
+	count_vm_event(PGREUSE);
+	if (page && PageAnon(page) && unlikely(page_maybe_dma_pinned(page)))
+		count_vm_event(PGREUSE_PINNED);
 }
 
 struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr);

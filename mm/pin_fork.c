@@ -18,6 +18,8 @@
 
 #include <asm/pgalloc.h>
 
+#include <trace/events/pin.h>
+
 #include "internal.h"
 #include "pin.h"
 
@@ -70,6 +72,7 @@ static void map_copy(struct vm_area_struct *vma, pte_t *ptep,
 	__SetPageUptodate(copy);
 	page_add_new_anon_rmap(copy, vma, addr, false);
 	lru_cache_add_inactive_or_unevictable(copy, vma);
+	count_vm_event(PGCOW_FORK);
 
 	pte = pte_sw_mkyoung(mk_pte(copy, vma->vm_page_prot));
 	pte = maybe_mkwrite(pte_mkdirty(pte), vma);
@@ -107,6 +110,7 @@ void pin_fork_copy_pte(struct vm_area_struct *dst_vma,
 	copy_user_highpage(copy, page, addr, src_vma);
 	map_copy(dst_vma, dst_pte, addr, copy, pte_soft_dirty(src_pte),
 		 userfaultfd_pte_wp(dst_vma, src_pte));
+	trace_pin_fork_copy(addr, page, copy);
 }
 
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
@@ -148,6 +152,7 @@ static int copy_to_base_pages(struct vm_area_struct *dst_vma,
 		map_copy(dst_vma, pte, addr, copy, pmd_soft_dirty(src_pmd),
 			 userfaultfd_huge_pmd_wp(dst_vma, src_pmd));
 		inc_mm_counter(mm, MM_ANONPAGES);
+		trace_pin_fork_copy(addr, page + i, copy);
 		pte_unmap_unlock(pte, ptl);
 		cond_resched();
 	}
@@ -225,6 +230,8 @@ int pin_fork_copy_pmd(struct vm_area_struct *dst_vma,
 		set_pmd_at(mm, addr, dst_pmd, pmd);
 		add_mm_counter(mm, MM_ANONPAGES, HPAGE_PMD_NR);
 		mm_inc_nr_ptes(mm);
+		count_vm_event(PGCOW_FORK);
+		trace_pin_fork_copy(addr, page, copy);
 	}
 	spin_unlock(src_ptl);
 	spin_unlock(dst_ptl);

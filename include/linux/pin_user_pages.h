@@ -66,6 +66,8 @@ static inline bool page_maybe_dma_pinned(struct page *page)
 	return page_pincount(page) > 0;
 }
 
+bool page_seems_pinned(struct page *page);
+
 /* For mm_init(): a new mm has pinned nothing. */
 static inline void pin_mm_init(struct mm_struct *mm)
 {

@@ -201,6 +201,13 @@ static inline int child_exits(struct pinned *p)
 	return 0;
 }
 
+static inline int child_waits(struct pinned *p)
+{
+	++*p->arrived;
+	wait_stage(p, 1);
+	return 0;
+}
+
 static inline int child_looks_late(struct pinned *p)
 {
 	++*p->arrived;

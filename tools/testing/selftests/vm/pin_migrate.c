@@ -1,0 +1,1004 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Migration and pinned memory (R12, C1): whoever wants pages moved, those that
+ * are pinned stay where they are, and the caller is told so; the same call
+ * moves the pages beside them, and the pinned ones once they are not.
+ *
+ * What it needs: two nodes, ZONE_MOVABLE and a CMA area, as with the kernel's
+ * arguments numa=fake=2 movablecore=1G cma=64M.
+ */
+#define _GNU_SOURCE
+#include <linux/mempolicy.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+
+#include "pin_event.h"
+
+#define ROUNDS		10
+#define NODES		"/sys/devices/system/node/node"
+#define BLOCKS		"/sys/devices/system/memory/"
+#define RESERVED	32		/* a bit of /proc/kpageflags */
+
+static bool two_nodes(void)
+{
+	return !access(NODES "1", F_OK);
+}
+
+/* Pages to be moved, and what became of each. */
+struct request {
+	void *addr[2 * NR_PAGES];
+	int node[2 * NR_PAGES];
+	int status[2 * NR_PAGES];
+	unsigned long nr;
+};
+
+static void add_request(struct request *r, void *addr, int node)
+{
+	r->addr[r->nr] = addr;
+	r->node[r->nr] = node;
+	r->status[r->nr++] = -ENODATA;
+}
+
+static long move_pages(struct request *r)
+{
+	long ret = syscall(SYS_move_pages, 0, r->nr, r->addr, r->node,
+			   r->status, MPOL_MF_MOVE);
+
+	return ret < 0 ? -errno : ret;
+}
+
+/* The node of a page, or a negative errno. */
+static int node_of(const void *addr)
+{
+	int status = -ENODATA;
+
+	if (syscall(SYS_move_pages, 0, 1UL, &addr, NULL, &status, 0))
+		return -errno;
+	return status;
+}
+
+/*
+ * Moves up to NR_PAGES pages, which nobody has pinned. Somebody may be looking
+ * at a page just then: it is tried more than once.
+ */
+static bool move_to(char *mem, size_t nr, int node)
+{
+	size_t i, there = 0;
+	int n;
+
+	for (n = 0; there < nr && n < 100; n++) {
+		struct request r = { .nr = 0 };
+
+		for (i = 0; i < nr; i++)
+			add_request(&r, mem + i * PAGE, node);
+		move_pages(&r);
+		for (i = 0, there = 0; i < nr; i++)
+			there += node_of(mem + i * PAGE) == node;
+	}
+	return there == nr;
+}
+
+/* All the memory of a buffer: a huge page is moved as one, by its first page. */
+static bool move_buffer(struct buffer *b, int node)
+{
+	bool huge = b->m.len == HUGE_PAGE;
+
+	return move_to(b->m.map, huge ? 1 : NR_PAGES, node) &&
+	       node_of(b->m.mem) == node &&
+	       node_of(b->m.mem + (NR_PAGES - 1) * PAGE) == node;
+}
+
+/* Where a buffer is and is not to go, and pages that nobody has pinned. */
+static struct {
+	int from, to;
+	char *beside;
+	bool head;		/* only the first page of a huge one will do */
+} way;
+
+static void choose_way(struct buffer *b, enum kind what)
+{
+	struct __test_metadata *_metadata = b->p.test;
+
+	way.from = node_of(b->m.mem);
+	ASSERT_LE(0, way.from);
+	way.to = !way.from;
+	way.head = what == HUGETLB;
+	way.beside = pin_map_small(NR_PAGES);
+	ASSERT_NE(NULL, way.beside);
+	pin_fill(way.beside, NR_PAGES, AT_FORK);
+	ASSERT_EQ(true, move_to(way.beside, NR_PAGES, way.from));
+}
+
+/* What was told to stay goes, with all that is in it, and can be pinned there. */
+static void expect_moved_after(struct buffer *b, bool moved)
+{
+	struct __test_metadata *_metadata = b->p.test;
+	uint32_t seed = b->p.seed;
+
+	EXPECT_EQ(true, moved);
+	EXPECT_EQ(way.to, node_of(b->m.mem));
+	EXPECT_EQ(way.to, node_of(b->m.mem + (NR_PAGES - 1) * PAGE));
+	EXPECT_EQ(-1, pin_differs(b->m.mem, NR_PAGES, seed));
+	EXPECT_EQ(-1, pin_differs(way.beside, NR_PAGES, AT_FORK));
+	take(b);
+}
+
+/* Gives how many answers are not as they should be. */
+static int move_some(struct buffer *b)
+{
+	int n, wrong = 0;
+	size_t i;
+
+	for (n = 0; n < ROUNDS; n++) {
+		struct request r = { .nr = 0 };
+
+		if (!move_to(way.beside, NR_PAGES, way.from))
+			wrong++;
+		for (i = 0; i < NR_PAGES; i++) {
+			add_request(&r, way.head ? b->m.map :
+				    b->m.mem + i * PAGE, way.to);
+			add_request(&r, way.beside + i * PAGE, way.to);
+		}
+		wrong += move_pages(&r) != 0;
+		for (i = 0; i < NR_PAGES; i++) {
+			wrong += r.status[2 * i] != -EBUSY;
+			wrong += r.status[2 * i + 1] != way.to;
+			wrong += node_of(way.beside + i * PAGE) != way.to;
+		}
+	}
+	return wrong;
+}
+
+TEST_F(event, R12_C1_move_pages)
+{
+	struct buffer *b = &self->b;
+
+	if (!two_nodes())
+		SKIP(return, "there is one node only");
+	choose_way(b, variant->kind);
+	EXPECT_EQ(0, expect_held_through(b, move_some, "move_pages()"));
+	EXPECT_EQ(way.from, node_of(b->m.mem));
+	give_back(b);
+	expect_moved_after(b, move_buffer(b, way.to));
+}
+
+static int bind_to(char *mem, size_t len, int node)
+{
+	unsigned long mask = 1UL << node;
+
+	return syscall(SYS_mbind, mem, len, MPOL_BIND, &mask,
+		       8 * sizeof(mask), MPOL_MF_MOVE | MPOL_MF_STRICT) ?
+		-errno : 0;
+}
+
+static int bind_buffer(struct buffer *b)
+{
+	int n, wrong = 0;
+
+	for (n = 0; n < ROUNDS; n++)
+		wrong += bind_to(b->m.map, b->m.len, way.to) != -EIO;
+	return wrong;
+}
+
+TEST_F(event, R12_C1_mbind)
+{
+	struct buffer *b = &self->b;
+	int n, ret;
+
+	if (!two_nodes())
+		SKIP(return, "there is one node only");
+	choose_way(b, variant->kind);
+	EXPECT_EQ(0, expect_held_through(b, bind_buffer, "mbind()"));
+	EXPECT_EQ(way.from, node_of(b->m.mem));
+	give_back(b);
+	ret = bind_to(b->m.map, b->m.len, way.to);
+	for (n = 0; ret == -EIO && n < 100; n++)
+		ret = bind_to(b->m.map, b->m.len, way.to);
+	expect_moved_after(b, !ret);
+}
+
+static long migrate_pages(void)
+{
+	unsigned long from = 1UL << way.from, to = 1UL << way.to;
+	long ret = syscall(SYS_migrate_pages, 0, 8 * sizeof(from), &from, &to);
+
+	return ret < 0 ? -errno : ret;
+}
+
+static int migrate_process(struct buffer *b)
+{
+	int n, wrong = 0;
+	size_t i;
+
+	for (n = 0; n < ROUNDS; n++) {
+		if (!move_to(way.beside, NR_PAGES, way.from))
+			wrong++;
+		wrong += migrate_pages() <
+			 (b->m.len == HUGE_PAGE ? 1 : NR_PAGES);
+		for (i = 0; i < NR_PAGES; i++)
+			wrong += node_of(way.beside + i * PAGE) != way.to;
+	}
+	return wrong;
+}
+
+TEST_F(event, R12_C1_migrate_pages)
+{
+	struct buffer *b = &self->b;
+	long left;
+	int n;
+
+	if (!two_nodes())
+		SKIP(return, "there is one node only");
+	choose_way(b, variant->kind);
+	EXPECT_EQ(0, expect_held_through(b, migrate_process,
+					 "migrate_pages()"));
+	EXPECT_EQ(way.from, node_of(b->m.mem));
+	give_back(b);
+	left = migrate_pages();
+	for (n = 0; left > 0 && n < 100; n++)
+		left = migrate_pages();
+	expect_moved_after(b, !left);
+}
+
+/* Moves the buffer to and fro, until told to stop. */
+static atomic_int stop_moving, moves;
+
+static void *keep_moving(void *arg)
+{
+	struct buffer *b = arg;
+	int node = way.to;
+	size_t i, nr = b->m.len == HUGE_PAGE ? 1 : NR_PAGES;
+
+	while (!stop_moving) {
+		struct request r = { .nr = 0 };
+
+		for (i = 0; i < nr; i++)
+			add_request(&r, b->m.map + i * PAGE, node);
+		if (!move_pages(&r) && r.status[nr - 1] == node)
+			moves++;
+		node = !node;
+	}
+	return NULL;
+}
+
+/* A pin comes at any moment of a migration. */
+TEST_F(event, R12_C1_pinned_while_it_moves)
+{
+	struct buffer *b = &self->b;
+	pthread_t thread;
+	int n, last = -1;
+
+	if (!two_nodes())
+		SKIP(return, "there is one node only");
+	choose_way(b, variant->kind);
+	give_back(b);
+	stop_moving = 0;
+	moves = 0;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, keep_moving, b));
+	for (n = 0; n < 20000 && (n < 50 || last < 50); n++) {
+		pin(&b->p, b->m.mem, NR_PAGES, b->flags, b->call);
+		/* Most pins are short, and come back at once. */
+		if (n % 8 == 0 || moves != last)
+			expect_seen(&b->p, "it moved");
+		ASSERT_EQ(0, pin_unpin(b->p.dev, b->p.handle, 0));
+		last = moves;
+		if (!_metadata->passed)
+			break;
+	}
+	stop_moving = 1;
+	pthread_join(thread, NULL);
+	b->p.handle = 0;
+	EXPECT_LE(50, moves);
+	EXPECT_EQ(0, pin_held());
+}
+
+/*
+ * NUMA balancing: entries are made PROT_NONE now and then, to see who touches
+ * the page, which then follows. What is pinned cannot, so it is left alone.
+ */
+#define BALANCING	"/proc/sys/kernel/numa_balancing"
+
+/* Page frames of pages, 0 where there is none. */
+static bool read_pfns(const char *mem, size_t nr, uint64_t *pfn)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	ssize_t len = nr * sizeof(*pfn);
+	size_t i;
+	bool ret;
+
+	if (fd < 0)
+		return false;
+	ret = pread(fd, pfn, len, (uintptr_t)mem / PAGE * sizeof(*pfn)) == len;
+	close(fd);
+	for (i = 0; i < nr; i++)
+		pfn[i] = pfn[i] >> 63 ? pfn[i] & ((1ULL << 55) - 1) : 0;
+	return ret;
+}
+
+static const struct {
+	const char *name;
+	long value;		/* one scan of everything, every 20 ms */
+} balancing[] = {
+	{ BALANCING "_scan_period_min_ms", 20 },
+	{ BALANCING "_scan_period_max_ms", 20 },
+	{ BALANCING "_scan_delay_ms", 20 },
+	{ BALANCING "_scan_size_mb", 1024 },
+	{ BALANCING, 0 },	/* but in these tests */
+};
+
+static long settings[ARRAY_SIZE(balancing)];
+
+static void save_settings(void)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(balancing); i++) {
+		settings[i] = pin_file_number(balancing[i].name);
+		pin_write_number(balancing[i].name, balancing[i].value);
+	}
+}
+
+static void restore_settings(void)
+{
+	int i;
+
+	for (i = ARRAY_SIZE(balancing) - 1; i >= 0; i--)
+		if (settings[i] >= 0)
+			pin_write_number(balancing[i].name, settings[i]);
+}
+
+static long minor_faults(void)
+{
+	struct rusage usage;
+
+	return getrusage(RUSAGE_THREAD, &usage) ? -1 : usage.ru_minflt;
+}
+
+/* Stays on the first CPU, and says of which node it is. */
+static int stay_on_cpu(void)
+{
+	unsigned int cpu, node;
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(0, &set);
+	if (sched_setaffinity(0, sizeof(set), &set) ||
+	    syscall(SYS_getcpu, &cpu, &node, NULL) || cpu)
+		return -1;
+	return node;
+}
+
+/*
+ * Goes on touching two pages, a small and a huge one, which nobody has pinned
+ * and which are far away, until NUMA balancing has brought both here.
+ */
+static bool wait_balanced(char *small, char *huge, int here)
+{
+	int n, i;
+
+	if (!move_to(small, 1, !here) || !move_to(huge, 1, !here))
+		return false;
+	for (n = 0; n < 100000; n++) {
+		for (i = 0; i < 10000; i++) {
+			pin_get(small);
+			pin_get(huge);
+		}
+		if (node_of(small) == here && node_of(huge) == here)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * The process' pages were all looked at in every round: each time, those that
+ * are pinned would fault again.
+ */
+static void expect_not_hinted(struct pinned *p, int here)
+{
+	struct __test_metadata *_metadata = p->test;
+	long long migrated = pin_vmstat("numa_pages_migrated");
+	long long hints = pin_vmstat("numa_hint_faults");
+	char *small = pin_map_small(1);
+	char *huge = pin_map_thp(p->dev, 1);
+	long before, faults = 0;
+	int n, done = 0;
+	size_t i;
+
+	ASSERT_NE(NULL, small);
+	ASSERT_NE(NULL, huge);
+	pin_set(small, 1);
+	ASSERT_EQ(0, pin_write_file(BALANCING, "1"));
+	for (n = 0; n < ROUNDS; n++) {
+		done += wait_balanced(small, huge, here);
+		if (done != n + 1)
+			break;
+		before = minor_faults();
+		for (i = 0; i < p->nr; i++)
+			pin_get(p->mem + i * PAGE);
+		faults += minor_faults() - before;
+	}
+	EXPECT_EQ(0, pin_write_file(BALANCING, "0"));
+	EXPECT_EQ(ROUNDS, done) {
+		TH_LOG("what is not pinned is not moved");
+	}
+	EXPECT_LE(2 * ROUNDS, pin_vmstat("numa_hint_faults") - hints);
+	EXPECT_LE(2 * ROUNDS, pin_vmstat("numa_pages_migrated") - migrated);
+	/* One or two may be of another page, the stack for one. */
+	EXPECT_GT(ROUNDS / 2, faults) {
+		TH_LOG("so many hinting faults on what stays, in %d rounds",
+		       ROUNDS);
+	}
+	EXPECT_EQ(!here, node_of(p->mem));
+}
+
+TEST_F(event, R12_C1_numa_balancing)
+{
+	struct buffer *b = &self->b;
+	int here;
+
+	if (!two_nodes())
+		SKIP(return, "there is one node only");
+	if (access(BALANCING, W_OK))
+		SKIP(return, "no NUMA balancing");
+	here = stay_on_cpu();
+	ASSERT_LE(0, here);
+	give_back(b);
+	ASSERT_EQ(true, move_buffer(b, !here));
+	take(b);
+	expect_not_hinted(&b->p, here);
+	expect_held(b, "after NUMA balancing");
+}
+
+/* Clean pages of a file, mapped to be shared; its ramfs goes with them. */
+static char *map_ramfs(size_t nr)
+{
+	char dir[] = "/tmp/pin_migrate.XXXXXX", name[64];
+	char *mem = MAP_FAILED;
+	size_t i;
+	int fd;
+
+	if (!mkdtemp(dir))
+		return NULL;
+	if (!mount("none", dir, "ramfs", 0, NULL)) {
+		snprintf(name, sizeof(name), "%s/file", dir);
+		fd = open(name, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		if (fd >= 0 && !ftruncate(fd, nr * PAGE))
+			mem = mmap(NULL, nr * PAGE, PROT_READ | PROT_WRITE,
+				   MAP_SHARED, fd, 0);
+		close(fd);
+		umount2(dir, MNT_DETACH);
+	}
+	rmdir(dir);
+	if (mem == MAP_FAILED)
+		return NULL;
+	for (i = 0; i < nr; i++)
+		pin_get(mem + i * PAGE);
+	return mem;
+}
+
+/* Anonymous pages with more than one reference are left alone; these are not. */
+TEST(R12_C1_numa_balancing_file)
+{
+	struct pinned p = { 0 };
+	struct fake_dma_page pages[NR_PAGES];
+	char *mem;
+	int i, here;
+
+	if (!two_nodes())
+		SKIP(return, "there is one node only");
+	if (access(BALANCING, W_OK))
+		SKIP(return, "no NUMA balancing");
+	open_device(_metadata, &p);
+	here = stay_on_cpu();
+	ASSERT_LE(0, here);
+	mem = map_ramfs(NR_PAGES);
+	ASSERT_NE(NULL, mem);
+	ASSERT_EQ(true, move_to(mem, NR_PAGES, !here));
+	pin(&p, mem, NR_PAGES, 0, FAKE_DMA_CALL_FAST);
+	expect_not_hinted(&p, here);
+	ASSERT_EQ(0, pin_query(p.dev, p.handle, 0, NR_PAGES, pages));
+	for (i = 0; i < NR_PAGES; i++)
+		EXPECT_EQ(pages[i].pfn, pin_pfn(getpid(), mem + i * PAGE));
+	EXPECT_EQ(0, pin_unpin(p.dev, p.handle, 0));
+	EXPECT_EQ(0, pin_held());
+}
+
+/*
+ * Compaction moves pages from the low end of a zone to free ones at the high
+ * end. So the lowest pages are pinned of many, every other of which is free.
+ */
+#define NR_FILL		(64UL << 20 >> 12)
+#define PAGEBLOCK	512
+
+static uint64_t pfns[NR_FILL];
+
+static int compact(struct buffer *b)
+{
+	int n, ret = 0;
+
+	for (n = 0; n < 3 && !ret; n++)
+		ret = pin_write_file("/proc/sys/vm/compact_memory", "1");
+	return ret;
+}
+
+static uint64_t block_of(size_t i)
+{
+	return pfns[i] / PAGEBLOCK;
+}
+
+/* The lowest NR_PAGES pages of one pageblock that are followed by as many. */
+static size_t lowest_of(size_t nr)
+{
+	size_t i, j, lowest = nr;
+
+	for (i = 0; i + 2 * NR_PAGES <= nr; i += NR_PAGES) {
+		for (j = 0; j < 2 * NR_PAGES; j++)
+			if (!pfns[i + j] || block_of(i + j) != block_of(i))
+				break;
+		if (j == 2 * NR_PAGES &&
+		    (lowest == nr || block_of(i) < block_of(lowest)))
+			lowest = i;
+	}
+	return lowest;
+}
+
+static int how_many_moved(const char *fill, size_t first)
+{
+	size_t i;
+	int ret = 0;
+
+	for (i = first; i < first + NR_PAGES; i++)
+		ret += pin_pfn(getpid(), fill + i * PAGE) != pfns[i];
+	return ret;
+}
+
+static void compaction(struct __test_metadata *_metadata, uint32_t flags)
+{
+	long long scanned = pin_vmstat("compact_migrate_scanned");
+	long long migrated = pin_vmstat("pgmigrate_success");
+	struct buffer b = { .flags = flags };
+	size_t i, lowest;
+	char *fill;
+
+	if (access("/proc/sys/vm/compact_memory", W_OK))
+		SKIP(return, "the kernel has none");
+	open_device(_metadata, &b.p);
+	fill = pin_map_small(NR_FILL);
+	ASSERT_NE(NULL, fill);
+	for (i = 0; i < NR_FILL; i++)
+		pin_set(fill + i * PAGE, 1);
+	ASSERT_EQ(true, read_pfns(fill, NR_FILL, pfns));
+	lowest = lowest_of(NR_FILL);
+	ASSERT_NE(NR_FILL, lowest);
+	b.m.mem = fill + lowest * PAGE;
+	take(&b);
+	for (i = 0; i < NR_FILL; i += 2)
+		if (i < lowest || i >= lowest + 2 * NR_PAGES)
+			ASSERT_EQ(0, madvise(fill + i * PAGE, PAGE,
+					     MADV_DONTNEED));
+
+	EXPECT_EQ(0, expect_held_through(&b, compact, "compaction"));
+	EXPECT_LT(0, how_many_moved(fill, lowest + NR_PAGES)) {
+		TH_LOG("no page moves that was beside the pinned ones");
+	}
+	EXPECT_EQ(0, how_many_moved(fill, lowest));
+	EXPECT_LT(scanned, pin_vmstat("compact_migrate_scanned"));
+	EXPECT_LT(migrated, pin_vmstat("pgmigrate_success"));
+	give_back(&b);
+	EXPECT_EQ(0, compact(&b));
+	EXPECT_LT(0, how_many_moved(fill, lowest));
+	EXPECT_EQ(-1, pin_differs(b.m.mem, NR_PAGES, b.p.seed));
+}
+
+TEST(R12_C1_compaction_read)
+{
+	compaction(_metadata, 0);
+}
+
+TEST(R12_C1_compaction_write)
+{
+	compaction(_metadata, FAKE_DMA_PIN_WRITE);
+}
+
+/*
+ * Memory that is to be in one of some ranges of page frames, with pages beside
+ * it that are in the same range and not pinned.
+ */
+#define NR_RANGES	64
+#define NR_CHUNKS	128
+#define CHUNK		(8 * HUGE_PAGE)
+
+struct range {
+	uint64_t start, nr;
+};
+
+static struct range ranges[NR_RANGES];
+static size_t nr_ranges;
+static int ranges_node;		/* where they are */
+
+/* Where the buffer is. */
+static struct range *range;
+static char *beside;
+
+static struct range *range_of(uint64_t pfn)
+{
+	size_t i;
+
+	for (i = 0; i < nr_ranges; i++)
+		if (pfn - ranges[i].start < ranges[i].nr)
+			return ranges + i;
+	return NULL;
+}
+
+static void allocate_on(int node)
+{
+	unsigned long mask = 1UL << node;
+
+	syscall(SYS_set_mempolicy, node < 0 ? MPOL_DEFAULT : MPOL_BIND,
+		node < 0 ? NULL : &mask, node < 0 ? 0 : 8 * sizeof(mask));
+}
+
+static void set_node_pool(int node, long nr)
+{
+	char name[128];
+
+	snprintf(name, sizeof(name),
+		 NODES "%d/hugepages/hugepages-2048kB/nr_hugepages", node);
+	pin_write_number(name, nr);
+}
+
+static char *make_chunk(int dev, enum kind what, int nr)
+{
+	char *mem;
+	size_t i;
+
+	if (what == THP || what == THP_SPLIT)
+		return pin_map_thp(dev, CHUNK / HUGE_PAGE);
+	if (what == HUGETLB) {
+		set_node_pool(ranges_node, nr * CHUNK / HUGE_PAGE);
+		mem = pin_map(CHUNK, MAP_PRIVATE | MAP_HUGETLB);
+	} else {
+		mem = pin_map_small(CHUNK / PAGE);
+	}
+	for (i = 0; mem && i < CHUNK; i += PAGE)
+		pin_set(mem + i, 1);
+	return mem;
+}
+
+/* Finds two units of a chunk that lie in the same range. */
+static bool find_units(const char *chunk, size_t unit, size_t *found)
+{
+	size_t i, j, nr = unit / PAGE, seen[NR_RANGES] = { 0 };
+	struct range *r;
+
+	if (!read_pfns(chunk, CHUNK / PAGE, pfns))
+		return false;
+	for (i = 0; i < CHUNK / PAGE; i += nr) {
+		r = range_of(pfns[i]);
+		for (j = 1; r && j < nr; j++)
+			if (range_of(pfns[i + j]) != r)
+				r = NULL;
+		if (!r)
+			continue;
+		if (seen[r - ranges]) {
+			range = r;
+			found[0] = seen[r - ranges] - 1;
+			found[1] = i / nr;
+			return true;
+		}
+		seen[r - ranges] = i / nr + 1;
+	}
+	return false;
+}
+
+/* Allocates until some of it is in a range; the rest is given back then. */
+static bool make_in_range(struct buffer *b, enum kind what)
+{
+	size_t unit = what == BASE ? NR_PAGES * PAGE : HUGE_PAGE;
+	char *chunk[NR_CHUNKS], *mem;
+	size_t two[2];
+	bool found = false;
+	int n, i;
+
+	allocate_on(ranges_node);
+	for (n = 0; !found && n < NR_CHUNKS; n++) {
+		chunk[n] = make_chunk(b->p.dev, what, n + 1);
+		if (!chunk[n])
+			break;
+		found = find_units(chunk[n], unit, two);
+	}
+	allocate_on(-1);
+	for (i = 0; i < n - 1; i++)
+		munmap(chunk[i], CHUNK);
+	if (!found)
+		return false;
+	mem = chunk[n - 1];
+	b->m.map = mem + two[0] * unit;
+	b->m.len = unit;
+	b->m.mem = b->m.map + (what == BASE ? 0 : FIRST * PAGE);
+	beside = mem + two[1] * unit;
+	munmap(mem, b->m.map - mem);
+	munmap(b->m.map + unit, beside - b->m.map - unit);
+	munmap(beside + unit, mem + CHUNK - beside - unit);
+	if (what == HUGETLB)
+		set_node_pool(ranges_node, 2);
+	return what != THP_SPLIT || !mprotect(b->m.map, PAGE, PROT_READ);
+}
+
+/* Nothing but the pinned pages keeps @event from having the range to itself. */
+static void expect_in_the_way(struct __test_metadata *_metadata,
+			      enum kind what, uint32_t flags,
+			      int (*event)(struct buffer *b), int error,
+			      const char *when)
+{
+	struct buffer b = { .flags = flags };
+	int n, ret;
+
+	open_device(_metadata, &b.p);
+	ASSERT_EQ(true, make_in_range(&b, what)) {
+		TH_LOG("%s: no pages there", when);
+	}
+	pin_set(beside, 2);
+	take(&b);
+	EXPECT_EQ(error, expect_held_through(&b, event, when));
+	EXPECT_NE(range, range_of(pin_pfn(getpid(), beside))) {
+		TH_LOG("%s: what is not pinned stays, too", when);
+	}
+	give_back(&b);
+
+	ret = event(&b);
+	for (n = 0; (ret == -EBUSY || ret == error) && n < 10; n++)
+		ret = event(&b);
+	EXPECT_EQ(0, ret);
+	EXPECT_NE(range, range_of(pin_pfn(getpid(), b.m.mem)));
+	EXPECT_EQ(-1, pin_differs(b.m.mem, NR_PAGES, b.p.seed));
+	EXPECT_EQ(2, pin_get(beside));
+	munmap(b.m.map, b.m.len);
+	munmap(beside, b.m.len);
+	if (what == HUGETLB)
+		set_node_pool(ranges_node, 0);
+}
+
+/*
+ * The CMA area of the machine.
+ */
+#define CMA	"/sys/kernel/debug/cma/cma-reserved/"
+
+static bool have_cma(struct range *r)
+{
+	long start = pin_file_number(CMA "base_pfn");
+
+	r->start = start;
+	r->nr = pin_file_number(CMA "count");
+	return start >= 0;
+}
+
+static uint64_t block_pages(void)
+{
+	FILE *file = fopen(BLOCKS "block_size_bytes", "r");
+	unsigned long size = 0;
+
+	if (file) {
+		if (fscanf(file, "%lx", &size) != 1)
+			size = 0;
+		fclose(file);
+	}
+	return size / PAGE;
+}
+
+/* Which node a memory block belongs to; -1 for none. */
+static int node_of_block(uint64_t block)
+{
+	char name[128];
+	int node;
+
+	for (node = 0; node < 2; node++) {
+		snprintf(name, sizeof(name), NODES "%d/memory%llu", node,
+			 (unsigned long long)block);
+		if (!access(name, F_OK))
+			return node;
+	}
+	return -1;
+}
+
+static int allocate_cma(struct buffer *b)
+{
+	int ret = pin_write_number(CMA "alloc", range->nr);
+
+	if (!ret)
+		pin_write_number(CMA "free", range->nr);
+	return ret;
+}
+
+static void cma(struct __test_metadata *_metadata, enum kind what,
+		uint32_t flags)
+{
+	if (!have_cma(ranges) || !block_pages())
+		SKIP(return, "no CMA area, or none to be seen in debugfs");
+	nr_ranges = 1;
+	ranges_node = node_of_block(ranges->start / block_pages());
+	ASSERT_LE(0, ranges_node);
+	ASSERT_EQ(0, pin_file_number(CMA "used"));
+	expect_in_the_way(_metadata, what, flags, allocate_cma, -ENOMEM,
+			  "allocation of the CMA area");
+	EXPECT_EQ(0, pin_file_number(CMA "used"));
+}
+
+TEST(R12_C1_cma_base_read)
+{
+	cma(_metadata, BASE, 0);
+}
+
+TEST(R12_C1_cma_base_write)
+{
+	cma(_metadata, BASE, FAKE_DMA_PIN_WRITE);
+}
+
+TEST(R12_C1_cma_thp_read)
+{
+	cma(_metadata, THP, 0);
+}
+
+TEST(R12_C1_cma_thp_write)
+{
+	cma(_metadata, THP, FAKE_DMA_PIN_WRITE);
+}
+
+/*
+ * Memory blocks that can be taken away.
+ */
+#define PATIENCE	60	/* seconds for what is to end by itself */
+
+static int write_state(const char *state)
+{
+	char name[128];
+
+	snprintf(name, sizeof(name), BLOCKS "memory%llu/state",
+		 (unsigned long long)(range->start / range->nr));
+	return pin_write_file(name, state);
+}
+
+static void on_alarm(int sig)
+{
+}
+
+/* -EINTR if it did not end before a signal ended it. */
+static int offline_block(struct buffer *b)
+{
+	struct sigaction sa = { .sa_handler = on_alarm };
+	sigset_t set;
+	int ret;
+
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	sigaction(SIGALRM, &sa, NULL);
+	alarm(PATIENCE);
+	pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+	ret = write_state("offline");
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	alarm(0);
+	if (!ret && write_state("online_movable"))
+		ret = -EIO;
+	return ret;
+}
+
+/* Whether the kernel itself has a page of a block, from the boot on. */
+static bool reserved(uint64_t start, uint64_t nr)
+{
+	int fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+	uint64_t i, flags[512];
+	bool ret = fd < 0;
+
+	for (i = 0; !ret && i < nr; i++) {
+		if (i % 512 == 0 &&
+		    pread(fd, flags, sizeof(flags),
+			  (start + i) * sizeof(*flags)) != sizeof(flags))
+			ret = true;
+		ret |= flags[i % 512] >> RESERVED & 1;
+	}
+	close(fd);
+	return ret;
+}
+
+/*
+ * Blocks of one node that can be taken away when nothing is pinned: they are in
+ * ZONE_MOVABLE, with no part of a CMA area.
+ */
+static void find_blocks(void)
+{
+	uint64_t block, nr = block_pages();
+	char name[128], zone[32];
+	struct range cma;
+	FILE *file;
+
+	if (!have_cma(&cma))
+		cma.nr = 0;
+	nr_ranges = 0;
+	for (block = 0; nr && nr_ranges < NR_RANGES && block < 1024; block++) {
+		snprintf(name, sizeof(name), BLOCKS "memory%llu/valid_zones",
+			 (unsigned long long)block);
+		file = fopen(name, "r");
+		if (!file)
+			continue;
+		if (fscanf(file, "%31s", zone) != 1)
+			zone[0] = 0;
+		fclose(file);
+		if (strcmp(zone, "Movable") ||
+		    (block * nr < cma.start + cma.nr &&
+		     cma.start < (block + 1) * nr) ||
+		    reserved(block * nr, nr))
+			continue;
+		if (!nr_ranges)
+			ranges_node = node_of_block(block);
+		if (node_of_block(block) != ranges_node)
+			break;
+		ranges[nr_ranges].start = block * nr;
+		ranges[nr_ranges++].nr = nr;
+	}
+}
+
+static void hot_unplug(struct __test_metadata *_metadata, enum kind what,
+		       uint32_t flags)
+{
+	sigset_t set;
+
+	find_blocks();
+	if (!nr_ranges)
+		SKIP(return, "no memory block in ZONE_MOVABLE");
+	/* The signal is for the thread that writes. */
+	sigemptyset(&set);
+	sigaddset(&set, SIGALRM);
+	pthread_sigmask(SIG_BLOCK, &set, NULL);
+	expect_in_the_way(_metadata, what, flags, offline_block, -EBUSY,
+			  "hot-unplug");
+}
+
+TEST(R12_C1_hot_unplug_base_read)
+{
+	hot_unplug(_metadata, BASE, 0);
+}
+
+TEST(R12_C1_hot_unplug_base_write)
+{
+	hot_unplug(_metadata, BASE, FAKE_DMA_PIN_WRITE);
+}
+
+TEST(R12_C1_hot_unplug_thp_read)
+{
+	hot_unplug(_metadata, THP, 0);
+}
+
+TEST(R12_C1_hot_unplug_thp_write)
+{
+	hot_unplug(_metadata, THP, FAKE_DMA_PIN_WRITE);
+}
+
+TEST(R12_C1_hot_unplug_thp_split_write)
+{
+	hot_unplug(_metadata, THP_SPLIT, FAKE_DMA_PIN_WRITE);
+}
+
+TEST(R12_C1_hot_unplug_hugetlb_read)
+{
+	hot_unplug(_metadata, HUGETLB, 0);
+}
+
+TEST(R12_C1_hot_unplug_hugetlb_write)
+{
+	hot_unplug(_metadata, HUGETLB, FAKE_DMA_PIN_WRITE);
+}
+
+int main(int argc, char **argv)
+{
+	long pool = pin_file_number(PIN_POOL);
+	int ret;
+
+	pin_need_device();
+	save_settings();
+	ret = test_harness_run(argc, argv);
+	/* What a test that failed may have left */
+	restore_settings();
+	swapoff(SWAP_DEVICE);
+	pin_set_pool(pool);
+	return ret;
+}

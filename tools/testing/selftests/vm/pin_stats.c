@@ -1,0 +1,222 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * What can be seen of pins from outside (R15): events in /proc/vmstat, "Pinned:"
+ * in smaps, a bit in kpageflags, and tracepoints.
+ */
+#define _GNU_SOURCE
+#include "pin_event.h"
+
+#define KPF_PINNED	27
+#define TRACING		"/sys/kernel/debug/tracing/"
+#define NR_MAPPINGS	1100	/* a page with these is not a pinned one */
+
+/*
+ * "Pinned:" of all mappings that have a part of @mem to @end, in pages; -1
+ * without any.
+ */
+static long smaps_pinned(const char *mem, const char *end)
+{
+	FILE *file = fopen("/proc/self/smaps", "r");
+	unsigned long from = 0, to = 0;
+	long kb, found = -1;
+	char line[512];
+
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+			continue;
+		if (from < (uintptr_t)end && to > (uintptr_t)mem &&
+		    sscanf(line, "Pinned: %ld", &kb) == 1)
+			found = (found < 0 ? 0 : found) + kb * 1024 / PAGE;
+	}
+	fclose(file);
+	return found;
+}
+
+static long rollup_pinned(void)
+{
+	long long kb = pin_number("/proc/self/smaps_rollup", "Pinned:");
+
+	return kb < 0 ? kb : kb * 1024 / PAGE;
+}
+
+/* How many of the pages have the bit in kpageflags. */
+static int flagged(const uint64_t *pfns)
+{
+	int fd = open("/proc/kpageflags", O_RDONLY), i, nr = 0;
+	uint64_t flags;
+
+	for (i = 0; i < NR_PAGES; i++)
+		if (pread(fd, &flags, sizeof(flags), pfns[i] * sizeof(flags)) ==
+		    sizeof(flags))
+			nr += flags >> KPF_PINNED & 1;
+	close(fd);
+	return nr;
+}
+
+/* Huge pages have their pins counted together. */
+static bool counts_together(enum kind kind)
+{
+	return kind == THP || kind == THP_SPLIT || kind == HUGETLB;
+}
+
+TEST_F(event, R15_smaps_and_kpageflags)
+{
+	long nr = counts_together(variant->kind) ? HUGE_PAGE / PAGE : NR_PAGES;
+	struct buffer *b = &self->b;
+	char *end = b->m.map + b->m.len;
+	uint64_t pfns[NR_PAGES];
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		pfns[i] = pin_pfn(getpid(), b->m.mem + i * PAGE);
+	EXPECT_EQ(nr, smaps_pinned(b->m.map, end));
+	EXPECT_EQ(nr, rollup_pinned());
+	EXPECT_EQ(NR_PAGES, flagged(pfns));
+	give_back(b);
+	EXPECT_EQ(0, smaps_pinned(b->m.map, end));
+	EXPECT_EQ(0, rollup_pinned());
+	EXPECT_EQ(0, flagged(pfns));
+}
+
+/* A page of a library is not pinned, however many map it. */
+TEST(R15_many_mappings_are_no_pins)
+{
+	int fd = memfd_create("pin_stats", MFD_CLOEXEC), i;
+	char *mem = NULL;
+
+	ASSERT_LE(0, fd);
+	ASSERT_EQ(0, ftruncate(fd, PAGE));
+	for (i = 0; i < NR_MAPPINGS; i++) {
+		mem = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		ASSERT_NE(MAP_FAILED, mem);
+		*mem = 1;
+	}
+	EXPECT_EQ(0, smaps_pinned(mem, mem + PAGE));
+	EXPECT_EQ(0, rollup_pinned());
+}
+
+/* One for an entry of a page table, of whatever size. */
+TEST_F(event, R15_pgreuse_and_pgreuse_pinned)
+{
+	bool one = variant->kind == THP || variant->kind == HUGETLB;
+	int nr = one ? 1 : NR_PAGES, round, i;
+	struct buffer *b = &self->b;
+	long long reuse, pinned;
+
+	for (round = 0; round < 2; round++) {
+		reuse = pin_vmstat("pgreuse");
+		pinned = pin_vmstat("pgreuse_pinned");
+		ASSERT_EQ(0, mprotect(b->m.map, b->m.len, PROT_READ));
+		ASSERT_EQ(0, mprotect(b->m.map, b->m.len,
+				      PROT_READ | PROT_WRITE));
+		for (i = 0; i < NR_PAGES; i++)
+			pin_set(b->m.mem + i * PAGE, i);
+		EXPECT_LE(reuse + nr, pin_vmstat("pgreuse"));
+		EXPECT_EQ(pinned + (round ? 0 : nr),
+			  pin_vmstat("pgreuse_pinned"));
+		if (!round)
+			give_back(b);
+	}
+}
+
+TEST_F(event, R15_pgcow)
+{
+	int nr = variant->kind == HUGETLB ? 1 : NR_PAGES, i;
+	struct buffer *b = &self->b;
+	long long before, copies;
+	pid_t child;
+
+	give_back(b);
+	child = make_child(WAY_FORK, child_waits, &b->p);
+	ASSERT_LT(0, child);
+	wait_arrived(&b->p, 1);
+	before = pin_vmstat("pgcow");
+	for (i = 0; i < NR_PAGES; i++)
+		pin_set(b->m.mem + i * PAGE, i);
+	copies = pin_vmstat("pgcow") - before;
+	/* And a few of stacks, ours and the child's. */
+	EXPECT_LE(nr, copies);
+	EXPECT_GE(nr + 20, copies);
+	*b->p.stage = 1;
+	EXPECT_EQ(0, reap(child));
+}
+
+TEST_F(event, R15_pgcow_fork)
+{
+	int nr = variant->kind == THP_SPLIT ? HUGE_PAGE / PAGE :
+		 counts_together(variant->kind) ? 1 : NR_PAGES;
+	struct buffer *b = &self->b;
+	int round;
+	long long before;
+
+	for (round = 0; round < 2; round++) {
+		before = pin_vmstat("pgcow_fork");
+		EXPECT_EQ(0, reap(make_child(WAY_FORK, child_exits, &b->p)));
+		EXPECT_EQ(before + (round ? 0 : nr), pin_vmstat("pgcow_fork"));
+		if (!round)
+			give_back(b);
+	}
+}
+
+static void forget_trace(void)
+{
+	close(open(TRACING "trace", O_WRONLY | O_TRUNC));
+}
+
+/* How many lines of the trace have @event, and @what in it. */
+static int traced(const char *event, const char *what)
+{
+	FILE *file = fopen(TRACING "trace", "r");
+	char line[512], name[64];
+	int nr = 0;
+
+	if (!file)
+		return -1;
+	snprintf(name, sizeof(name), " %s: ", event);
+	while (fgets(line, sizeof(line), file))
+		nr += strstr(line, name) && strstr(line, what);
+	fclose(file);
+	return nr;
+}
+
+TEST_F(event, R15_tracepoints)
+{
+	bool whole = variant->kind == THP || variant->kind == HUGETLB;
+	struct buffer *b = &self->b;
+	unsigned long pfn = pin_pfn(getpid(), b->m.mem);
+	char pinned[128], unpinned[128], copied[128];
+
+	if (access(TRACING "events/pin", F_OK))
+		SKIP(return, "no trace events");
+	snprintf(unpinned, sizeof(unpinned),
+		 "pfn=0x%lx npages=%d make_dirty=%d", pfn, NR_PAGES, !!b->flags);
+	snprintf(pinned, sizeof(pinned),
+		 "start=0x%lx nr_pages=%d gup_flags=0x%x pfn=0x%lx ret=%d",
+		 (unsigned long)b->m.mem, NR_PAGES, !!b->flags, pfn, NR_PAGES);
+	snprintf(copied, sizeof(copied), "addr=0x%lx pfn=",
+		 (unsigned long)(whole ? b->m.map : b->m.mem));
+
+	forget_trace();
+	ASSERT_EQ(0, pin_write_file(TRACING "events/pin/enable", "1"));
+	give_back(b);
+	take(b);
+	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_exits, &b->p)));
+	ASSERT_EQ(0, pin_write_file(TRACING "events/pin/enable", "0"));
+
+	EXPECT_EQ(1, traced("unpin_user_pages", unpinned));
+	EXPECT_EQ(1, traced("pin_user_pages", pinned));
+	EXPECT_EQ(1, traced("pin_fork_copy", copied));
+
+	/* Without them, nothing is written. */
+	forget_trace();
+	give_back(b);
+	EXPECT_EQ(0, traced("unpin_user_pages", ""));
+}
+
+int main(int argc, char **argv)
+{
+	pin_need_device();
+	return test_harness_run(argc, argv);
+}
