@@ -12,7 +12,7 @@
  *
  * There is more to it with a disk to swap to (kernel argument
  * brd.rd_size=65536), two nodes (numa=fake=2), and memory that long-term pins
- * have to leave (movablecore=512M cma=64M).
+ * have to leave (movablecore=1G cma=64M).
  */
 #define _GNU_SOURCE
 #include <linux/mempolicy.h>
