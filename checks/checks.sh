@@ -81,7 +81,7 @@ check_uapi() {
 	for file in $(touched 'include/uapi/*.h'); do
 		mkdir -p "$out/${file%/*}"
 		(cd "$out" && sh "$CHECK/series/scripts/headers_install.sh" "$CHECK/series/$file" "$file" &&
-			gcc -std=c90 -Wall -Wextra -Werror -pedantic -fsyntax-only -x c "$file" &&
+			gcc -std=c90 -Wall -Wextra -Werror -pedantic -include "$file" -fsyntax-only -x c - <<<'extern int unit;' &&
 			gcc -std=c90 -Wall -Wextra -Werror -include "$file" -include "$file" -fsyntax-only -x c /dev/null &&
 			g++ -std=c++98 -Wall -Wextra -Werror -include "$file" -fsyntax-only -x c++ /dev/null) 2>&1 || true
 	done
@@ -231,8 +231,9 @@ coccicheck() {
 		find scripts/coccinelle -name '*.cocci' | grep -vE "/($cocci_ignore)\.cocci$" | sort |
 			xargs -P "$(nproc)" -I '{}' bash -c '
 				options=$(sed -n "s,^// *Options:,,p" "$0")
-				spatch -D report --very-quiet --no-show-diff --cocci-file "$0" $options "$@" 2>/dev/null ||
-				echo "$1:1: spatch fails with $0"
+				run() { spatch -D report --very-quiet --no-show-diff --cocci-file "$0" $options "$@" 2>/dev/null; }
+				# Its stack may be too small for all files at once.
+				run "$@" || for file; do run "$file" || echo "$file:1: spatch fails with $0"; done
 			' '{}' "${files[@]}"
 	) >"$CHECK/coccicheck.$tree"
 }

@@ -893,11 +893,6 @@ static void op_dontneed(struct thread *t, struct buffer *b)
 		look(t, b);
 }
 
-static bool may_merge(const struct buffer *b)
-{
-	return b->kind == BUF_KSM || b->kind == BUF_PTES;
-}
-
 static void op_free(struct thread *t, struct buffer *b)
 {
 	struct range r = some_pages(t, b);
@@ -923,7 +918,7 @@ static void op_advise(struct thread *t, struct buffer *b)
 		MADV_HUGEPAGE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
 		MADV_MERGEABLE, MADV_MERGEABLE, MADV_UNMERGEABLE,
 	};
-	int what = advice[some(t, may_merge(b) ? ARRAY_SIZE(advice) : 3)];
+	int what = advice[some(t, ARRAY_SIZE(advice))];
 	struct buffer *other = some_foreign(t, b);
 	long merged;
 	int ret;
