@@ -502,6 +502,9 @@ EXPORT_SYMBOL_GPL(pin_user_pages_fast);
  * @gup_flags: see pin_user_pages_fast()
  * @pages: see pin_user_pages()
  *
+ * Without FOLL_WRITE, pins nothing of what is mapped read-only, but anonymous
+ * pages that the process is known to have to itself.
+ *
  * Context: any in which there is a current->mm; does not sleep, and leaves
  * mmap_lock alone. Pins nothing on architectures without the lockless walk, and
  * while the process forks.

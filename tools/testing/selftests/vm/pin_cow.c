@@ -7,6 +7,7 @@
  */
 #define _GNU_SOURCE
 #include <linux/userfaultfd.h>
+#include <setjmp.h>
 #include <sys/ptrace.h>
 #include <sys/uio.h>
 
@@ -721,6 +722,84 @@ TEST_F(leak, R14_parent_held_before_fork_child_writes)
 	EXPECT_EQ(0, look_at_held(p));
 	*p->stage = 2;
 	EXPECT_EQ(0, reap(child));
+}
+
+/*
+ * A hugetlb page can only be copied if the pool has another one. Whoever has a
+ * reference to it may let go soon: a write waits for that, but not for ever.
+ */
+FIXTURE(last) {
+	struct pinned p;
+	long pool;
+	char *mem;
+};
+
+FIXTURE_SETUP(last)
+{
+	struct pinned *p = &self->p;
+
+	open_device(_metadata, p);
+	self->pool = pin_set_pool(1);
+	self->mem = pin_map(HUGE_PAGE, MAP_PRIVATE | MAP_HUGETLB);
+	if (!self->mem) {
+		pin_set_pool(self->pool);
+		SKIP(_exit(255), "no memory for a huge page");
+	}
+	pin_fill(self->mem, NR_PAGES, AT_FORK);
+	ASSERT_EQ(0, reap(make_child(WAY_FORK, child_exits, p)));
+	ASSERT_EQ(0, pin_range(p->dev, self->mem, NR_PAGES * PAGE,
+			       FAKE_DMA_PIN_GET, FAKE_DMA_CALL_FAST,
+			       &p->handle));
+}
+
+FIXTURE_TEARDOWN(last)
+{
+	munmap(self->mem, HUGE_PAGE);
+	pin_set_pool(self->pool);
+}
+
+static void *let_go_later(void *arg)
+{
+	struct pinned *p = arg;
+
+	usleep(100000);
+	return (void *)(intptr_t)pin_unpin(p->dev, p->handle, 0);
+}
+
+TEST_F(last, R14_write_waits_for_a_reference)
+{
+	pthread_t thread;
+	void *ret;
+
+	ASSERT_EQ(0, pthread_create(&thread, NULL, let_go_later, &self->p));
+	pin_fill(self->mem, NR_PAGES, 2);
+	ASSERT_EQ(0, pthread_join(thread, &ret));
+	EXPECT_EQ(NULL, ret);
+	EXPECT_EQ(-1, pin_differs(self->mem, NR_PAGES, 2));
+}
+
+static sigjmp_buf retreat;
+
+static void on_sigbus(int sig)
+{
+	siglongjmp(retreat, 1);
+}
+
+TEST_F(last, R14_write_does_not_wait_for_ever)
+{
+	struct pinned *p = &self->p;
+
+	signal(SIGBUS, on_sigbus);
+	if (!sigsetjmp(retreat, 1)) {
+		pin_fill(self->mem, NR_PAGES, 2);
+		EXPECT_TRUE(false) {
+			TH_LOG("who has the reference can read what is written");
+		}
+	}
+	EXPECT_EQ(-1, pin_differs(self->mem, NR_PAGES, AT_FORK));
+	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
+	pin_fill(self->mem, NR_PAGES, 3);
+	EXPECT_EQ(-1, pin_differs(self->mem, NR_PAGES, 3));
 }
 
 int main(int argc, char **argv)

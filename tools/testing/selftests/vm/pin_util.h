@@ -2,6 +2,30 @@
 /*
  * What the pin_*.c tests share: the calls of /dev/fake_dma and the counters
  * of /proc/vmstat. Calls give 0, or a negative errno.
+ *
+ * The names of tests say which promises they hold mm to:
+ *
+ *  C1   identity: process and device see each other's bytes, from pin to unpin
+ *  C2   isolation: a child sees what was there at fork, and nothing later
+ *  C3   accounting: what was pinned can be unpinned, once, and is all given back
+ *  C6   cost: who never pinned pays nothing that can be measured
+ *
+ *  R1   a pinned page can be told from one that has references
+ *  R2   page_maybe_dma_pinned() never says no to a pinned page
+ *  R3   counts do not wrap; a wrong unpin is reported and changes nothing
+ *  R4   nr_foll_pin_acquired and nr_foll_pin_released in /proc/vmstat
+ *  R5   the calls, their flags and errors
+ *  R6   a call that pins a part says how much, and one that fails pins nothing
+ *  R7   fork copies what is pinned for the child
+ *  R8   fork against the lockless walk
+ *  R9   fork that cannot copy fails, without leaks; copies are charged
+ *  R10  a pin for reading is of a page that the process has to itself
+ *  R11  a write fault leaves a pinned page where it is
+ *  R12  so does all else that mm does, or the call fails
+ *  R14  what is written after a fork cannot be read by way of a reference
+ *  R15  what can be seen: counters, smaps, kpageflags, trace events
+ *  R16  reclaim does not take pinned pages
+ *  R21  FOLL_LONGTERM refuses what a filesystem must be able to take back
  */
 #ifndef PIN_UTIL_H
 #define PIN_UTIL_H
