@@ -38,7 +38,7 @@ struct page *try_pin_head(struct page *page, int refs)
 	if (unlikely(compound_head(page) != head || !PageHead(head)))
 		goto changed;
 	smp_rmb();	/* pairs with prep_compound_page() */
-	if (unlikely(compound_order(head) != order))
+	if (unlikely(head[1].compound_order != order))
 		goto changed;
 
 	if (order > 1) {
@@ -89,16 +89,16 @@ int unpin_head(struct page *head, int refs)
 {
 	int nr = refs, old;
 
-	/* All references but one, which put_page() is to drop */
 	if (page_has_pincount(head)) {
 		old = atomic_read(compound_pincount_ptr(head));
 		do {
 			nr = min(nr, old);
 		} while (nr && !atomic_try_cmpxchg(compound_pincount_ptr(head),
 						   &old, old - nr));
-		if (nr > 1)
-			page_ref_sub(head, nr - 1);
+		if (nr && page_ref_sub_and_test(head, nr))
+			__put_page(head);
 	} else {
+		/* All but one reference, which may be the last of a DAX page */
 		old = page_ref_count(head);
 		do {
 			nr = clamp(old / GUP_PIN_COUNTING_BIAS, 0, nr);
@@ -106,9 +106,9 @@ int unpin_head(struct page *head, int refs)
 				old - nr * GUP_PIN_COUNTING_BIAS + 1));
 		if (nr && page_ref_tracepoint_active(page_ref_mod))
 			__page_ref_mod(head, 1 - nr * GUP_PIN_COUNTING_BIAS);
+		if (nr)
+			put_page(head);
 	}
-	if (likely(nr))
-		put_page(head);
 	WARN_RATELIMIT(nr < refs,
 		       "pin: unpin of a page that is not pinned: pfn %#lx, %d of %d\n",
 		       page_to_pfn(head), refs - nr, refs);
@@ -311,13 +311,22 @@ static unsigned int pin_flags(unsigned int gup_flags)
 	       (gup_flags & FOLL_WRITE ? 0 : FOLL_UNSHARE);
 }
 
+static noinline long trace_pins(unsigned long start, unsigned long nr_pages,
+				unsigned int gup_flags, struct page **pages,
+				long nr)
+{
+	trace_pin_user_pages(start, nr_pages, gup_flags, pages, nr);
+	return nr;
+}
+
 /*
  * Finishes a pin_user_pages*() call that pinned @nr pages, or failed with
  * that error: counts them, and gives the architecture its say on pages that a
  * device is going to use. Returns what the call returns.
  */
-static long pin_finish(unsigned long start, unsigned long nr_pages,
-		       unsigned int gup_flags, struct page **pages, long nr)
+static __always_inline long
+pin_finish(unsigned long start, unsigned long nr_pages, unsigned int gup_flags,
+	   struct page **pages, long nr)
 {
 	long i;
 	int ret;
@@ -329,9 +338,11 @@ static long pin_finish(unsigned long start, unsigned long nr_pages,
 			nr = i ?: ret;
 		}
 	}
-	if (nr > 0)
+	if (likely(nr > 0))
 		count_vm_events(NR_FOLL_PIN_ACQUIRED, nr);
-	trace_pin_user_pages(start, nr_pages, gup_flags, pages, nr);
+	/* A tail call: nothing else is kept for it. */
+	if (trace_pin_user_pages_enabled())
+		return trace_pins(start, nr_pages, gup_flags, pages, nr);
 	return nr;
 }
 

@@ -232,13 +232,14 @@ static inline bool try_share_anon_page(struct page *page)
 }
 
 /*
- * A write fault made the entry of @page writable, and did not copy. NULL for
- * what has no page.
+ * A write fault made the entry of @page in @mm writable, and did not copy. NULL
+ * for what has no page.
  */
-static inline void count_reuse(struct page *page)
+static inline void count_reuse(struct mm_struct *mm, struct page *page)
 {
 	count_vm_event(PGREUSE);
-	if (page && PageAnon(page) && unlikely(page_maybe_dma_pinned(page)))
+	if (unlikely(mm_has_pinned(mm)) && page && PageAnon(page) &&
+	    page_maybe_dma_pinned(page))
 		count_vm_event(PGREUSE_PINNED);
 }
 

@@ -26,7 +26,7 @@
  */
 static inline bool page_has_pincount(struct page *head)
 {
-	return PageHead(head) && compound_order(head) > 1;
+	return PageHead(head) && head[1].compound_order > 1;
 }
 
 /**
