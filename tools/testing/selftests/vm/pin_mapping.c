@@ -927,9 +927,8 @@ TEST_F(event, R11_R12_C1_clear_refs)
 		ASSERT_EQ(0, pin_write_file("/proc/self/clear_refs", what));
 		if (!hugetlb && what[0] != '3')
 			EXPECT_EQ(0, smaps_number(b->p.mem, "Referenced:"));
+		/* A TLB may remember that it has set the accessed bits. */
 		expect_held(b, "after clear_refs of references");
-		if (!hugetlb)
-			EXPECT_LT(0, smaps_number(b->p.mem, "Referenced:"));
 	}
 }
 
