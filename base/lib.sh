@@ -33,6 +33,17 @@ lock() {
 	flock 9
 }
 
+# kernel_input REV FILE...: a checksum of what a kernel of REV of build/linux, as
+# FILEs say, depends on: not of documents, and not of test programs.
+kernel_input() {
+	{
+		git -C "$LINUX" ls-tree -r "$1" |
+			grep -vP '\t(Documentation/.*\.(rst|txt|yaml)|tools/testing/.*)$'
+		cat "${@:2}"
+		gcc --version
+	} | sha256sum
+}
+
 # progress WHAT LOG TOTAL: copy stdin to LOG and show how far it is: a kernel
 # build's lines of the kind "  CC      mm/gup.o", against TOTAL (words) of them.
 progress() {
