@@ -307,8 +307,8 @@ static bool pin_args_valid(struct page **pages, unsigned int gup_flags)
 /* A pin for writing breaks copy-on-write anyway. */
 static unsigned int pin_flags(unsigned int gup_flags)
 {
-	return gup_flags | FOLL_PIN |
-	       (gup_flags & FOLL_WRITE ? 0 : FOLL_UNSHARE);
+	return (gup_flags | FOLL_PIN | FOLL_UNSHARE) ^
+	       (gup_flags & FOLL_WRITE ? FOLL_UNSHARE : 0);
 }
 
 static noinline long trace_pins(unsigned long start, unsigned long nr_pages,

@@ -117,8 +117,8 @@ long __gup_longterm_locked(struct mm_struct *mm, unsigned long start,
 			   unsigned int gup_flags);
 long __gup_longterm_unlocked(unsigned long start, unsigned long nr_pages,
 			     unsigned int gup_flags, struct page **pages);
-int internal_get_user_pages_fast(unsigned long start, unsigned long nr_pages,
-				 unsigned int gup_flags, struct page **pages);
+long internal_get_user_pages_fast(unsigned long start, unsigned long nr_pages,
+				  unsigned int gup_flags, struct page **pages);
 
 /* Adds @nr to the reference count of @page, if it is in use and below the limit. */
 static __always_inline bool pin_ref_add(struct page *page, int nr)
