@@ -35,6 +35,13 @@
  * An entry of an anonymous page is writable only if the page is marked, and a
  * page that is pinned is marked for as long as it is mapped.
  *
+ * A page of a file is found again by whoever looks, so it may be unmapped and
+ * mapped again. But reclaim takes the buffers of what is not mapped, which its
+ * file system misses when the pin has made it dirty. So reclaim leaves a pinned
+ * page mapped, and leaves alone what was pinned and is mapped no more. It holds
+ * the page lock: while it does, no fault maps the page, and so none is pinned
+ * that was not mapped.
+ *
  * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
  * reference count for each pin. A larger compound page has one reference and
  * one of compound_pincount added, both at its head, for each pin of any of its
@@ -229,6 +236,19 @@ static inline bool try_share_anon_page(struct page *page)
 	/* before the entry: pairs with pin_fast_must_unshare() */
 	smp_mb__after_atomic();
 	return true;
+}
+
+/*
+ * Whether @page, of a file, has to stay mapped. Its entry is cleared already. A
+ * file maps its compound pages again whenever that is asked for, and reclaim
+ * splits them first.
+ */
+static inline bool unmapped_file_page_pinned(struct page *page)
+{
+	if (PageCompound(page))
+		return false;
+	smp_mb();	/* as in unmapped_page_pinned() */
+	return page_maybe_dma_pinned(page) && page_seems_pinned(page);
 }
 
 /*

@@ -32,7 +32,8 @@
 
 /* What this kernel's mm does; a build for another kernel may set less. */
 #ifndef FAKE_DMA_KERNEL_CAPS
-#define FAKE_DMA_KERNEL_CAPS	(FAKE_DMA_CAP_PIN | FAKE_DMA_CAP_MISUSE)
+#define FAKE_DMA_KERNEL_CAPS	(FAKE_DMA_CAP_PIN | FAKE_DMA_CAP_MISUSE | \
+				 FAKE_DMA_CAP_UNLOCKED)
 #endif
 
 #define FAKE_DMA_PIN_FLAGS	(FAKE_DMA_PIN_WRITE | FAKE_DMA_PIN_LONGTERM | \
@@ -320,7 +321,8 @@ static int fake_dma_check_pin(const struct fake_dma_pin *arg)
 	if (arg->flags & FAKE_DMA_PIN_LONGTERM &&
 	    (arg->flags & FAKE_DMA_PIN_GET ||
 	     arg->call == FAKE_DMA_CALL_LOCKED ||
-	     arg->call == FAKE_DMA_CALL_UNLOCKED))
+	     (arg->call == FAKE_DMA_CALL_UNLOCKED &&
+	      !(FAKE_DMA_KERNEL_CAPS & FAKE_DMA_CAP_UNLOCKED))))
 		return -EINVAL;
 	/* Unless the warning is what the caller is after. */
 	if (arg->flags & FAKE_DMA_PIN_BADFLAGS &&

@@ -20,6 +20,7 @@
 /* struct fake_dma_caps: caps */
 #define FAKE_DMA_CAP_PIN	(1U << 0)  /* PIN pins; else it can only get */
 #define FAKE_DMA_CAP_MISUSE	(1U << 1)  /* the kernel stops misuse: it can be tried */
+#define FAKE_DMA_CAP_UNLOCKED	(1U << 2)  /* CALL_UNLOCKED takes PIN_LONGTERM */
 
 /**
  * struct fake_dma_caps - what the driver can do on this kernel
@@ -62,9 +63,10 @@ struct fake_dma_caps {
  * with EFAULT and nothing stays pinned. With it, the handle covers the pages
  * that were pinned; none at all is the call's error, or EFAULT.
  *
- * FAKE_DMA_PIN_LONGTERM goes with neither FAKE_DMA_PIN_GET nor the locked and
- * unlocked calls: EINVAL. A range beyond the end of the address space or of
- * more than INT_MAX pages: EOVERFLOW. No process @pid: ESRCH.
+ * FAKE_DMA_PIN_LONGTERM goes with neither FAKE_DMA_PIN_GET nor
+ * FAKE_DMA_CALL_LOCKED, nor, without FAKE_DMA_CAP_UNLOCKED, with
+ * FAKE_DMA_CALL_UNLOCKED: EINVAL. A range beyond the end of the address space
+ * or of more than INT_MAX pages: EOVERFLOW. No process @pid: ESRCH.
  */
 struct fake_dma_pin {
 	__u64 addr;

@@ -114,7 +114,8 @@ TEST_F(device, caps)
 	struct fake_dma_caps caps = { .caps = ~0, .reserved = ~0 };
 
 	EXPECT_EQ(0, pin_ioctl(self->fd, FAKE_DMA_CAPS, &caps));
-	EXPECT_EQ(0, caps.caps & ~(FAKE_DMA_CAP_PIN | FAKE_DMA_CAP_MISUSE));
+	EXPECT_EQ(0, caps.caps & ~(FAKE_DMA_CAP_PIN | FAKE_DMA_CAP_MISUSE |
+				   FAKE_DMA_CAP_UNLOCKED));
 	EXPECT_EQ(0, caps.reserved);
 	/* The counters are there where the pins are. */
 	EXPECT_EQ(!!(caps.caps & FAKE_DMA_CAP_PIN),
@@ -189,9 +190,6 @@ TEST_F(device, pin_errors)
 		{ "long-term, locked", EINVAL,
 		  { .addr = mem, .len = len, .flags = FAKE_DMA_PIN_LONGTERM,
 		    .call = FAKE_DMA_CALL_LOCKED } },
-		{ "long-term, unlocked", EINVAL,
-		  { .addr = mem, .len = len, .flags = FAKE_DMA_PIN_LONGTERM,
-		    .call = FAKE_DMA_CALL_UNLOCKED } },
 		{ "end of range wraps", EOVERFLOW,
 		  { .addr = mem, .len = ~0ULL } },
 		{ "end of range wraps to 0", EOVERFLOW,
@@ -240,6 +238,21 @@ TEST_F(device, misuse_unsupported)
 			       FAKE_DMA_CALL_FAST, &handle));
 	EXPECT_EQ(-EOPNOTSUPP,
 		  pin_unpin(self->fd, handle, FAKE_DMA_UNPIN_MISUSE));
+	EXPECT_EQ(0, pin_unpin(self->fd, handle, 0));
+}
+
+/* Where mm warns of it, the driver refuses it. */
+TEST_F(device, longterm_unlocked)
+{
+	uint32_t handle;
+	int ret = pin_range(self->fd, self->mem, PAGE, FAKE_DMA_PIN_LONGTERM,
+			    FAKE_DMA_CALL_UNLOCKED, &handle);
+
+	if (!(self->caps & FAKE_DMA_CAP_UNLOCKED)) {
+		EXPECT_EQ(-EINVAL, ret);
+		return;
+	}
+	ASSERT_EQ(0, ret);
 	EXPECT_EQ(0, pin_unpin(self->fd, handle, 0));
 }
 
@@ -1079,30 +1092,18 @@ TEST_F(device, inherited_file)
 
 #define FAULTS	"/sys/kernel/debug/"
 
-static int write_file(const char *name, const char *text)
-{
-	int fd = open(name, O_WRONLY);
-	ssize_t ret;
-
-	if (fd < 0)
-		return -errno;
-	ret = write(fd, text, strlen(text));
-	close(fd);
-	return ret < 0 ? -errno : 0;
-}
-
 /* Whether allocations that may wait can be made to fail as well. */
 static int set_faults(bool on)
 {
 	int ret;
 
-	write_file(FAULTS "failslab/verbose", on ? "0" : "2");
-	write_file(FAULTS "fail_page_alloc/verbose", on ? "0" : "2");
-	write_file(FAULTS "fail_page_alloc/min-order", on ? "0" : "1");
-	ret = write_file(FAULTS "failslab/ignore-gfp-wait", on ? "N" : "Y");
+	pin_write_file(FAULTS "failslab/verbose", on ? "0" : "2");
+	pin_write_file(FAULTS "fail_page_alloc/verbose", on ? "0" : "2");
+	pin_write_file(FAULTS "fail_page_alloc/min-order", on ? "0" : "1");
+	ret = pin_write_file(FAULTS "failslab/ignore-gfp-wait", on ? "N" : "Y");
 	if (ret)
 		return ret;
-	return write_file(FAULTS "fail_page_alloc/ignore-gfp-wait",
+	return pin_write_file(FAULTS "fail_page_alloc/ignore-gfp-wait",
 			  on ? "N" : "Y");
 }
 
@@ -1152,8 +1153,10 @@ TEST_F(device, no_memory)
 	int fd, nth, tries, failed, ret;
 	size_t i;
 
-	if (set_faults(true))
+	if (set_faults(true)) {
+		set_faults(false);
 		SKIP(return, "CONFIG_FAILSLAB or CONFIG_FAIL_PAGE_ALLOC is not set");
+	}
 	fd = open("/proc/thread-self/fail-nth", O_RDWR);
 	ASSERT_LE(0, fd);
 	ASSERT_EQ(0, pin_range(self->fd, self->mem, NR_PAGES * PAGE,

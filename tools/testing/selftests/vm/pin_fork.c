@@ -1244,5 +1244,6 @@ int main(int argc, char **argv)
 	if (argc == 2 && !strcmp(argv[1], child_argv[1]))
 		return child_program();
 	pin_need_device();
+	pin_keep(PIN_POOL);
 	return test_harness_run(argc, argv);
 }

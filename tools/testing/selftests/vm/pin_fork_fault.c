@@ -151,6 +151,8 @@ FIXTURE(fault) {
 	uint32_t handle;
 	long long held;
 
+	long pool;
+
 	char *stack, *child_stack;
 	int nth;		/* which allocation fails */
 	int left;		/* what fork left of nth: 0 if it did fail */
@@ -237,6 +239,7 @@ FIXTURE_SETUP(fault)
 	if (enter_cgroup())
 		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
 
+	self->pool = pin_file_number(PIN_POOL);
 	self->mem = map_kind(self->dev, variant->kind, NR_PAGES);
 	self->stack = pin_map(STACK, MAP_SHARED | MAP_POPULATE);
 	self->child_stack = pin_map(STACK, MAP_SHARED | MAP_POPULATE);
@@ -253,7 +256,7 @@ FIXTURE_TEARDOWN(fault)
 {
 	EXPECT_EQ(0, pin_unpin(self->dev, self->handle, 0));
 	EXPECT_EQ(self->held, pin_held());
-	pin_set_pool(0);
+	pin_set_pool(self->pool);
 	set_fault(FAULTS "fail_page_alloc/", false);
 	set_fault(FAULTS "failslab/", false);
 	set_verbose(true);
@@ -623,5 +626,6 @@ TEST(R7_base_pages_where_no_huge_page_can_be_had)
 int main(int argc, char **argv)
 {
 	pin_need_device();
+	pin_keep(PIN_POOL);
 	return test_harness_run(argc, argv);
 }

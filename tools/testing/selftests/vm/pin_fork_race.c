@@ -16,8 +16,6 @@
 #include <sys/wait.h>
 #include <time.h>
 
-#include <linux/kernel-page-flags.h>
-
 #include "../kselftest_harness.h"
 #include "pin_util.h"
 
@@ -437,5 +435,6 @@ int main(int argc, char **argv)
 		ksft_print_header();
 		ksft_exit_skip("a race takes two CPUs\n");
 	}
+	pin_keep(PIN_POOL);
 	return test_harness_run(1, argv);
 }

@@ -316,13 +316,7 @@ TEST_F(event, R12_C2_C3_killed)
 
 int main(int argc, char **argv)
 {
-	long pool = pin_file_number(PIN_POOL);
-	int ret;
-
 	pin_need_device();
-	ret = test_harness_run(argc, argv);
-	/* What a test that failed may have left */
-	swapoff(SWAP_DEVICE);
-	pin_set_pool(pool);
-	return ret;
+	keep_settings();
+	return test_harness_run(argc, argv);
 }

@@ -106,5 +106,6 @@ TEST_F(event, R11_R12_C1_unmerge)
 int main(int argc, char **argv)
 {
 	pin_need_device();
+	keep_settings();
 	return test_harness_run(argc, argv);
 }

@@ -5,7 +5,6 @@
  * alone when the process gives it up.
  */
 #define _GNU_SOURCE
-#include <linux/kernel-page-flags.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <sys/prctl.h>
@@ -18,8 +17,6 @@
 #define TRIES		500
 #define ROUNDS		20
 
-static long pool_before;
-
 /* Pages that were pinned, to be looked at when they are not any more. */
 static struct fake_dma_page was[NR_PAGES];
 
@@ -30,36 +27,13 @@ static void remember_pages(struct buffer *b)
 	ASSERT_EQ(0, pin_query(b->p.dev, b->p.handle, 0, NR_PAGES, was));
 }
 
-static uint64_t page_number(const char *name, uint64_t pfn)
-{
-	int fd = open(name, O_RDONLY | O_CLOEXEC);
-	uint64_t number = 0;
-
-	if (fd < 0)
-		return 0;
-	if (pread(fd, &number, sizeof(number), pfn * sizeof(number)) !=
-	    sizeof(number))
-		number = 0;
-	close(fd);
-	return number;
-}
-
-/* Anonymous pages that nobody maps are pinned, swapped, or lost. */
 static int count_lost(void)
 {
 	int i, lost = 0;
 
 	for (i = 0; i < NR_PAGES; i++)
-		lost += (page_number("/proc/kpageflags", was[i].pfn) >>
-			 KPF_ANON & 1) &&
-			!page_number("/proc/kpagecount", was[i].pfn);
+		lost += pin_page_lost(was[i].pfn);
 	return lost;
-}
-
-/* Has pages that are on their way to the LRU of a CPU get there. */
-static void drain_lru(void)
-{
-	pin_write_file("/proc/sys/vm/compact_memory", "1");
 }
 
 /* The pages that were pinned are free again, or mapped elsewhere. */
@@ -932,17 +906,9 @@ TEST_F(event, R11_R12_C1_clear_refs)
 	}
 }
 
-/* Also what a test that failed has left behind. */
-static void put_back(void)
-{
-	swapoff(SWAP_DEVICE);
-	pin_write_number(PIN_POOL, pool_before);
-}
-
 int main(int argc, char **argv)
 {
 	pin_need_device();
-	pool_before = pin_file_number(PIN_POOL);
-	atexit(put_back);
+	keep_settings();
 	return test_harness_run(argc, argv);
 }

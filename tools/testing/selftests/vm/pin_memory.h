@@ -38,7 +38,7 @@ struct memory {
 	long pool;		/* to be set again, if not negative */
 };
 
-/* Makes a disk in memory the swap space. */
+/* Makes a disk in memory, which nobody uses, the swap space. */
 static inline int swap_on(void)
 {
 	union {
@@ -52,16 +52,21 @@ static inline int swap_on(void)
 	int fd, ret;
 
 	swapoff(SWAP_DEVICE);	/* a test that failed may have left it on */
-	fd = open(SWAP_DEVICE, O_RDWR | O_CLOEXEC);
+	fd = open(SWAP_DEVICE, O_RDWR | O_EXCL | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
 	size = lseek(fd, 0, SEEK_END);
 	header.last_page = size / PAGE - 1;
 	memcpy(header.page + PAGE - 10, "SWAPSPACE2", 10);
-	ret = pwrite(fd, &header, PAGE, 0) == PAGE && !fsync(fd) &&
-	      !swapon(SWAP_DEVICE, 0) ? 0 : -errno;
+	ret = pwrite(fd, &header, PAGE, 0) == PAGE && !fsync(fd) ? 0 : -errno;
 	close(fd);
-	return ret;
+	return ret ?: swapon(SWAP_DEVICE, 0) ? -errno : 0;
+}
+
+/* Has pages get to the LRU lists that are on their way there on any CPU. */
+static inline void drain_lru(void)
+{
+	pin_write_file("/proc/sys/vm/compact_memory", "1");
 }
 
 /*
@@ -120,6 +125,21 @@ static inline bool ksm_merges(const char *one, const char *other)
 	for (i = 0; i < ARRAY_SIZE(names); i++)
 		pin_write_number(names[i], before[i]);
 	return n < 6000;
+}
+
+static inline void swap_off(void)
+{
+	swapoff(SWAP_DEVICE);
+}
+
+/* For main(), as pin_keep(): what making memory changes. */
+static inline void keep_settings(void)
+{
+	pin_keep(PIN_POOL);
+	pin_keep(KSM "pages_to_scan");
+	pin_keep(KSM "sleep_millisecs");
+	pin_keep(KSM "run");
+	atexit(swap_off);
 }
 
 /* Memory of that kind, with AT_FORK in it if it can hold anything yet. */

@@ -352,27 +352,6 @@ static const struct {
 	{ BALANCING, 0 },	/* but in these tests */
 };
 
-static long settings[ARRAY_SIZE(balancing)];
-
-static void save_settings(void)
-{
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(balancing); i++) {
-		settings[i] = pin_file_number(balancing[i].name);
-		pin_write_number(balancing[i].name, balancing[i].value);
-	}
-}
-
-static void restore_settings(void)
-{
-	int i;
-
-	for (i = ARRAY_SIZE(balancing) - 1; i >= 0; i--)
-		if (settings[i] >= 0)
-			pin_write_number(balancing[i].name, settings[i]);
-}
-
 static long minor_faults(void)
 {
 	struct rusage usage;
@@ -1037,15 +1016,13 @@ TEST(R12_C1_hot_unplug_hugetlb_write)
 
 int main(int argc, char **argv)
 {
-	long pool = pin_file_number(PIN_POOL);
-	int ret;
+	size_t i;
 
 	pin_need_device();
-	save_settings();
-	ret = test_harness_run(argc, argv);
-	/* What a test that failed may have left */
-	restore_settings();
-	swapoff(SWAP_DEVICE);
-	pin_set_pool(pool);
-	return ret;
+	keep_settings();
+	for (i = 0; i < ARRAY_SIZE(balancing); i++) {
+		pin_keep(balancing[i].name);
+		pin_write_number(balancing[i].name, balancing[i].value);
+	}
+	return test_harness_run(argc, argv);
 }

@@ -297,17 +297,240 @@ TEST_F(event, R12_R16_C1_pins_that_race_with_reclaim)
 	EXPECT_LE(RACES / 10, taken);
 }
 
+/*
+ * Pages of files: of one in memory, and of a disk, whose pages have buffers.
+ * They would be found again, so what is looked at is that they stay mapped, and
+ * keep their buffers, where nobody touches them.
+ */
+#define DISK		"/dev/ram1"
+#define HAS_BUFFERS	35	/* PG_private, in /proc/kpageflags */
+
+FIXTURE(file) {
+	struct buffer b;
+	int fd;
+	bool disk;
+};
+
+FIXTURE_VARIANT(file) {
+	bool disk;
+	uint32_t flags;
+	uint32_t call;
+};
+
+FIXTURE_VARIANT_ADD(file, memory_read_fast) {
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+FIXTURE_VARIANT_ADD(file, memory_write_slow) {
+	.flags = FAKE_DMA_PIN_WRITE,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(file, disk_read_slow) {
+	.disk = true,
+	.call = FAKE_DMA_CALL_SLOW,
+};
+
+FIXTURE_VARIANT_ADD(file, disk_write_fast) {
+	.disk = true,
+	.flags = FAKE_DMA_PIN_WRITE,
+	.call = FAKE_DMA_CALL_FAST,
+};
+
+static char *map_file(int fd)
+{
+	char *mem = mmap(NULL, NR_PAGES * PAGE, PROT_READ | PROT_WRITE,
+			 MAP_SHARED, fd, 0);
+
+	return mem == MAP_FAILED ? NULL : mem;
+}
+
+FIXTURE_SETUP(file)
+{
+	struct buffer *b = &self->b;
+
+	open_device(_metadata, &b->p);
+	self->disk = variant->disk;
+	if (self->disk) {
+		/* Not of a disk that anybody has mounted */
+		self->fd = open(DISK, O_RDWR | O_EXCL | O_CLOEXEC);
+		if (self->fd < 0)
+			SKIP(_exit(255), "%s: %s", DISK, strerror(errno));
+	} else {
+		self->fd = memfd_create("pin_reclaim", MFD_CLOEXEC);
+		ASSERT_LE(0, self->fd);
+		ASSERT_EQ(0, ftruncate(self->fd, NR_PAGES * PAGE));
+	}
+	b->m.len = NR_PAGES * PAGE;
+	b->m.pool = -1;
+	b->m.map = map_file(self->fd);
+	b->m.mem = b->m.map;
+	ASSERT_NE(NULL, b->m.map);
+	b->flags = variant->flags;
+	b->call = variant->call;
+	take(b);
+	/* What is clean needs no more than to be unmapped. */
+	ASSERT_EQ(0, msync(b->m.map, b->m.len, MS_SYNC));
+	make_other(b);
+	drain_lru();
+}
+
+FIXTURE_TEARDOWN(file)
+{
+	struct buffer *b = &self->b;
+
+	if (b->p.handle)
+		give_back(b);
+	drop_memory(&b->m);
+	close(self->fd);
+}
+
+static void find_pfns(struct buffer *b, uint64_t *pfns)
+{
+	int i;
+
+	for (i = 0; i < NR_PAGES; i++)
+		pfns[i] = pin_pfn(getpid(), b->m.mem + i * PAGE);
+}
+
+static void expect_mapped(struct buffer *b, const uint64_t *pfns,
+			  const char *when)
+{
+	struct __test_metadata *_metadata = b->p.test;
+	uint64_t now[NR_PAGES];
+	int i, same = 0;
+
+	find_pfns(b, now);
+	for (i = 0; i < NR_PAGES; i++)
+		same += pfns[i] && now[i] == pfns[i];
+	EXPECT_EQ(NR_PAGES, same) {
+		TH_LOG("%s: so many of the pages are still mapped", when);
+	}
+}
+
+/* The pages are mapped that were mapped, and those of a disk have buffers. */
+static void expect_left_alone(FIXTURE_DATA(file) * self, const uint64_t *pfns,
+			      const char *when)
+{
+	struct __test_metadata *_metadata = self->b.p.test;
+	int i, buffers = 0;
+
+	expect_mapped(&self->b, pfns, when);
+	for (i = 0; i < NR_PAGES; i++)
+		buffers += pin_page_has(pfns[i], HAS_BUFFERS);
+	EXPECT_EQ(self->disk ? NR_PAGES : 0, buffers) {
+		TH_LOG("%s: so many of the pages have buffers", when);
+	}
+}
+
+TEST_F(file, R16_stays_mapped)
+{
+	struct buffer *b = &self->b;
+	uint64_t pfns[NR_PAGES];
+	int n, i, left = NR_PAGES;
+
+	find_pfns(b, pfns);
+	expect_left_alone(self, pfns, "pinned");
+	EXPECT_EQ(0, page_out(b));
+	expect_left_alone(self, pfns, "after MADV_PAGEOUT");
+	EXPECT_EQ(0, raise_watermarks(b));
+	expect_left_alone(self, pfns, "after kswapd");
+	if (!access(CGROUP "memory.high", W_OK)) {
+		EXPECT_EQ(0, limit_cgroup(b));
+		expect_left_alone(self, pfns, "in a cgroup that has no room");
+	}
+	expect_other_swapped(b);
+	expect_held(b, "after reclaim");
+
+	/* What is not pinned is taken. */
+	give_back(b);
+	ASSERT_EQ(0, msync(b->m.map, b->m.len, MS_SYNC));
+	drain_lru();
+	for (n = 0; left && n < 100; n++) {
+		EXPECT_EQ(0, page_out(b));
+		find_pfns(b, pfns);
+		for (i = 0, left = 0; i < NR_PAGES; i++)
+			left += !!pfns[i];
+	}
+	EXPECT_EQ(0, left);
+}
+
+/* Nor is what was pinned, and is not mapped any more. */
+TEST_F(file, R16_keeps_its_buffers_unmapped)
+{
+	struct buffer *b = &self->b;
+	uint64_t pfns[NR_PAGES];
+	int i;
+
+	find_pfns(b, pfns);
+	ASSERT_EQ(0, munmap(b->m.map, b->m.len));
+	if (access(CGROUP "memory.high", W_OK))
+		SKIP(return, "no memory cgroup to be had");
+	EXPECT_EQ(0, limit_cgroup(b));
+	b->m.map = map_file(self->fd);
+	ASSERT_NE(NULL, b->m.map);
+	b->m.mem = b->m.map;
+	b->p.mem = b->m.map;
+	for (i = 0; i < NR_PAGES; i++)
+		pin_get(b->m.mem + i * PAGE);
+	expect_left_alone(self, pfns, "mapped again");
+	expect_held(b, "mapped again");
+}
+
+/* Pins that come while reclaim takes the page, by the lockless walk. */
+TEST_F(file, R16_pins_that_race_with_reclaim)
+{
+	struct ongoing o = { .b = &self->b, .event = page_out_until };
+	int i, n, present, taken = 0;
+	struct buffer *b = &self->b;
+	uint64_t pfns[NR_PAGES];
+	pthread_t thread;
+
+	give_back(b);
+	/* A disk's page that is written to is not reclaimed, but written. */
+	if (self->disk)
+		b->flags = 0;
+	ASSERT_EQ(0, msync(b->m.map, b->m.len, MS_SYNC));
+	ASSERT_EQ(0, pthread_create(&thread, NULL, run_ongoing, &o));
+	for (n = 0; n < RACES || (taken < RACES / 10 && n < 100 * RACES); n++) {
+		for (i = 0; i < NR_PAGES; i++)
+			pin_get(b->m.mem + i * PAGE);
+		madvise(other, PAGE, MADV_COLD);
+		for (i = 0; i < n * 97 % 30000; i++)
+			__asm__ __volatile__("" ::: "memory");
+		find_pfns(b, pfns);
+		for (i = 0, present = 0; i < NR_PAGES; i++)
+			present += !!pfns[i];
+		taken += present < NR_PAGES;
+		ASSERT_EQ(0, pin_range(b->p.dev, b->m.mem, b->m.len, b->flags,
+				       b->call, &b->p.handle));
+		find_pfns(b, pfns);
+		expect_mapped(b, pfns, "pinned");
+		ASSERT_EQ(0, pin_unpin(b->p.dev, b->p.handle, 0));
+		b->p.handle = 0;
+		if (!_metadata->passed)
+			break;
+	}
+	stop = 1;
+	pthread_join(thread, NULL);
+	EXPECT_LE(RACES / 10, taken);
+}
+
+static void leave_cgroup(void)
+{
+	pin_write_file(CGROUPS "cgroup.procs", "0");
+	rmdir(CGROUP);
+}
+
 int main(int argc, char **argv)
 {
-	int ret;
-
 	pin_need_device();
+	keep_settings();
+	pin_keep(MIN_FREE);
 	/* All that the tests have is charged to a cgroup of theirs. */
 	pin_write_file(CGROUPS "cgroup.subtree_control", "+memory");
 	mkdir(CGROUP, 0755);
 	pin_write_file(CGROUP "cgroup.procs", "0");
-	ret = test_harness_run(argc, argv);
-	pin_write_file(CGROUPS "cgroup.procs", "0");
-	rmdir(CGROUP);
-	return ret;
+	atexit(leave_cgroup);
+	return test_harness_run(argc, argv);
 }

@@ -6,7 +6,9 @@
 #define _GNU_SOURCE
 #include "pin_event.h"
 
+#ifndef KPF_PINNED
 #define KPF_PINNED	27
+#endif
 #define TRACING		"/sys/kernel/debug/tracing/"
 #define NR_MAPPINGS	1100	/* a page with these is not a pinned one */
 
@@ -44,14 +46,10 @@ static long rollup_pinned(void)
 /* How many of the pages have the bit in kpageflags. */
 static int flagged(const uint64_t *pfns)
 {
-	int fd = open("/proc/kpageflags", O_RDONLY), i, nr = 0;
-	uint64_t flags;
+	int i, nr = 0;
 
 	for (i = 0; i < NR_PAGES; i++)
-		if (pread(fd, &flags, sizeof(flags), pfns[i] * sizeof(flags)) ==
-		    sizeof(flags))
-			nr += flags >> KPF_PINNED & 1;
-	close(fd);
+		nr += pin_page_has(pfns[i], KPF_PINNED);
 	return nr;
 }
 
@@ -119,6 +117,30 @@ TEST_F(event, R15_pgreuse_and_pgreuse_pinned)
 		if (!round)
 			give_back(b);
 	}
+}
+
+/* A page that is mapped for the first time is not reused. */
+TEST_F(event, R15_first_touch)
+{
+	struct buffer *b = &self->b;
+	long long reused, copied;
+	char *mem;
+
+	if (variant->kind == HUGETLB)
+		mem = pin_map(HUGE_PAGE, MAP_PRIVATE | MAP_HUGETLB);
+	else if (variant->kind == THP)
+		mem = pin_map_thp(b->p.dev, 1);
+	else
+		mem = pin_map_small(NR_PAGES);
+	ASSERT_NE(NULL, mem);
+	/* A huge page is there only once it has been touched. */
+	if (variant->kind == THP)
+		ASSERT_EQ(0, madvise(mem, HUGE_PAGE, MADV_DONTNEED));
+	reused = pin_vmstat("pgreuse");
+	copied = pin_vmstat("pgcow");
+	pin_fill(mem, NR_PAGES, 1);
+	EXPECT_EQ(reused, pin_vmstat("pgreuse"));
+	EXPECT_EQ(copied, pin_vmstat("pgcow"));
 }
 
 TEST_F(event, R15_pgcow)
@@ -218,5 +240,7 @@ TEST_F(event, R15_tracepoints)
 int main(int argc, char **argv)
 {
 	pin_need_device();
+	keep_settings();
+	pin_keep(TRACING "events/pin/enable");
 	return test_harness_run(argc, argv);
 }

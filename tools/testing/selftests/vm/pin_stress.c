@@ -152,7 +152,7 @@ static long nr_ops = 10000;
 static atomic_long nr_done;
 static time_t begin;
 static pid_t our_pid;
-static bool have_swap, have_nodes, have_group, have_pins, left_out;
+static bool have_swap, have_nodes, have_group, have_pins, have_unlocked, left_out;
 static int uffd = -1;
 static pthread_mutex_t swap_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -706,7 +706,7 @@ static int pin_some_way(struct thread *t, struct buffer *b, struct range r,
 
 	*call = some(t, FAKE_DMA_CALL_REMOTE + 1);
 	if (one_in(t, 4) && *call != FAKE_DMA_CALL_LOCKED &&
-	    *call != FAKE_DMA_CALL_UNLOCKED)
+	    (*call != FAKE_DMA_CALL_UNLOCKED || have_unlocked))
 		flags |= FAKE_DMA_PIN_LONGTERM;
 	if (*call == FAKE_DMA_CALL_REMOTE)
 		return pin_range_pid(t->dev, getpid(), mem, r.nr * LINE, flags,
@@ -1784,6 +1784,7 @@ int main(int argc, char **argv)
 		say("# no swap space on " SWAP_DEVICE "\n");
 	fd = pin_open();
 	have_pins = pin_caps(fd) & FAKE_DMA_CAP_PIN;
+	have_unlocked = pin_caps(fd) & FAKE_DMA_CAP_UNLOCKED;
 	close(fd);
 	have_nodes = !access("/sys/devices/system/node/node1", F_OK);
 	have_group = group_make();

@@ -5,8 +5,6 @@
  * it is unpinned.
  */
 #define _GNU_SOURCE
-#include <linux/kernel-page-flags.h>
-
 #include "pin_event.h"
 
 #define SUBPAGES	(HUGE_PAGE / PAGE)
@@ -24,7 +22,6 @@ static const char *const settings[] = {
 };
 
 static long settings_before[ARRAY_SIZE(settings)];
-static long pool_before;
 
 /* A huge page, or what may become one, that is treated alike but not pinned. */
 static char *neighbour;
@@ -45,27 +42,12 @@ static void khugepaged_rest(void)
 		pin_write_number(settings[i], settings_before[i]);
 }
 
-/* KPF_* of a page, by one bit each */
-static uint64_t page_flags(uint64_t pfn)
-{
-	int fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
-	uint64_t flags = 0;
-
-	if (fd < 0)
-		return 0;
-	if (pread(fd, &flags, sizeof(flags), pfn * sizeof(flags)) !=
-	    sizeof(flags))
-		flags = 0;
-	close(fd);
-	return flags;
-}
-
 /* Whether a transparent huge page is there, however it is mapped. */
 static bool is_huge(const char *mem)
 {
 	uint64_t pfn = pin_pfn(getpid(), mem);
 
-	return pfn && page_flags(pfn) >> KPF_THP & 1;
+	return pfn && pin_page_has(pfn, KPF_THP);
 }
 
 static bool is_thp(struct buffer *b)
@@ -425,21 +407,6 @@ static void expect_lost(struct buffer *b, size_t from, size_t to, bool unmap)
 		pin_fill(b->m.map + from * PAGE, to - from, REST);
 }
 
-/* An anonymous page that nobody maps: it should have been freed. */
-static bool is_lost(uint64_t pfn)
-{
-	int fd = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
-	uint64_t count = 0;
-
-	if (fd < 0)
-		return true;
-	if (pread(fd, &count, sizeof(count), pfn * sizeof(count)) !=
-	    sizeof(count))
-		count = 0;
-	close(fd);
-	return !count && page_flags(pfn) >> KPF_ANON & 1;
-}
-
 static void lose_parts(struct buffer *b, bool before, bool after, bool unmap)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -480,9 +447,9 @@ static void lose_parts(struct buffer *b, bool before, bool after, bool unmap)
 		TH_LOG("what is not pinned any more is not split");
 	}
 	expect_kept(b, "split");
-	for (n = 0; is_lost(pfn) && n < TRIES; n++)
+	for (n = 0; pin_page_lost(pfn) && n < TRIES; n++)
 		usleep(10000);
-	EXPECT_EQ(false, is_lost(pfn));
+	EXPECT_EQ(false, pin_page_lost(pfn));
 	take(b);
 }
 
@@ -621,23 +588,15 @@ TEST_F(huge, R12_C1_pins_beside_collapse_and_split)
 	expect_rest(b, "beside collapse and split");
 }
 
-/* Also what a test that failed has left behind. */
-static void put_back(void)
-{
-	khugepaged_rest();
-	swapoff(SWAP_DEVICE);
-	pin_write_number(PIN_POOL, pool_before);
-}
-
 int main(int argc, char **argv)
 {
 	size_t i;
 
 	pin_need_device();
-	for (i = 0; i < ARRAY_SIZE(settings); i++)
+	keep_settings();
+	for (i = 0; i < ARRAY_SIZE(settings); i++) {
 		settings_before[i] = pin_file_number(settings[i]);
-	pool_before = pin_file_number(PIN_POOL);
-	if (settings_before[0] >= 0)
-		atexit(put_back);
+		pin_keep(settings[i]);
+	}
 	return test_harness_run(argc, argv);
 }

@@ -32,9 +32,11 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -42,6 +44,7 @@
 #include <unistd.h>
 
 #include <linux/fake_dma.h>
+#include <linux/kernel-page-flags.h>
 
 #include "../kselftest.h"
 
@@ -279,6 +282,36 @@ static inline int pin_write_number(const char *name, long value)
 	return pin_write_file(name, text);
 }
 
+/* Numbers that files hold, to be as before when the program ends. */
+static struct {
+	const char *name;
+	long value;
+} pin_kept[16];
+static int pin_nr_kept;
+
+static inline void pin_put_back(void)
+{
+	for (; pin_nr_kept; pin_nr_kept--)
+		pin_write_number(pin_kept[pin_nr_kept - 1].name,
+				 pin_kept[pin_nr_kept - 1].value);
+}
+
+/*
+ * For main(), before the tests, which may fail and leave anything behind: the
+ * number that the file holds now is put back when the program ends.
+ */
+static inline void pin_keep(const char *name)
+{
+	long value = pin_file_number(name);
+
+	if (value < 0)
+		return;
+	if (!pin_nr_kept)
+		atexit(pin_put_back);
+	pin_kept[pin_nr_kept].name = name;
+	pin_kept[pin_nr_kept++].value = value;
+}
+
 #define PIN_POOL	"/proc/sys/vm/nr_hugepages"
 
 /* Sets the size of the pool of huge pages, and says what it was. */
@@ -359,6 +392,34 @@ static inline uint64_t pin_pfn(pid_t pid, const void *addr)
 	uint64_t entry = pin_pagemap(pid, addr);
 
 	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+}
+
+/* What /proc/kpageflags or kpagecount has of a page, 0 for nothing. */
+static inline uint64_t pin_page_number(const char *name, uint64_t pfn)
+{
+	int fd = open(name, O_RDONLY | O_CLOEXEC);
+	uint64_t number = 0;
+
+	if (fd < 0)
+		return 0;
+	if (pread(fd, &number, sizeof(number), pfn * sizeof(number)) !=
+	    sizeof(number))
+		number = 0;
+	close(fd);
+	return number;
+}
+
+/* Whether a page has a flag, KPF_*. */
+static inline bool pin_page_has(uint64_t pfn, int flag)
+{
+	return pin_page_number("/proc/kpageflags", pfn) >> flag & 1;
+}
+
+/* An anonymous page that nobody maps is pinned, swapped, or lost. */
+static inline bool pin_page_lost(uint64_t pfn)
+{
+	return pin_page_has(pfn, KPF_ANON) &&
+	       !pin_page_number("/proc/kpagecount", pfn);
 }
 
 /* Whether we wrote to the page at @mem since clear_refs. */
