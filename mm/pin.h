@@ -36,11 +36,12 @@
  * page that is pinned is marked for as long as it is mapped.
  *
  * A page of a file is found again by whoever looks, so it may be unmapped and
- * mapped again. But reclaim takes the buffers of what is not mapped, which its
- * file system misses when the pin has made it dirty. So reclaim leaves a pinned
- * page mapped, and leaves alone what was pinned and is mapped no more. It holds
- * the page lock: while it does, no fault maps the page, and so none is pinned
- * that was not mapped.
+ * mapped again. But its file system misses the buffers when the pin makes it
+ * dirty. So reclaim leaves a pinned page mapped, and its buffers are left where
+ * they are, mapped or not (try_to_release_page()). That is asked under the page
+ * lock. Buffers that can be taken are clean, and then no entry is writable: a
+ * fault that makes one so needs the page lock, and comes before a pin for
+ * writing.
  *
  * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
  * reference count for each pin. A larger compound page has one reference and

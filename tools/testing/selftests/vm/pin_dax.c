@@ -36,16 +36,35 @@ static bool reads(const char *name, const char *text)
 	return !strcmp(line, text);
 }
 
+/* Whether nobody has mounted the disk, and its first megabyte is blank. */
+static bool is_blank(const char *disk)
+{
+	int fd = open(disk, O_RDONLY | O_EXCL | O_CLOEXEC);
+	static char buf[1 << 20];
+	size_t i, used = 0;
+
+	if (fd < 0)
+		return false;
+	if (read(fd, buf, sizeof(buf)) != sizeof(buf))
+		used = 1;
+	close(fd);
+	for (i = 0; i < sizeof(buf); i++)
+		used += !!buf[i];
+	return !used;
+}
+
 /* Makes a device-dax device with pages of 1 GB of the first region. */
 static int make_device(void)
 {
 	int ret;
 
-	/* Not of memory that may hold anything */
 	if (!reads(NVDIMM "ndbus0/provider", "e820"))
 		return -ENOENT;
 	if (!access(DAX_DEVICE, F_OK))
 		return reads(NVDIMM "dax0.0/uuid", UUID) ? 0 : -EBUSY;
+	/* Not of memory that may hold anything */
+	if (!is_blank("/dev/pmem0"))
+		return -EBUSY;
 	pin_write_file(DRIVERS "nd_pmem/unbind", "namespace0.0");
 	ret = pin_write_file(NVDIMM "dax0.0/align", "1073741824") ?:
 	      pin_write_file(NVDIMM "dax0.0/mode", "ram") ?:

@@ -13,6 +13,7 @@
 #define FIRST		100	/* from this page on of a huge one */
 #define NR_POOL		8	/* huge pages, enough for every copy */
 #define SWAP_DEVICE	"/dev/ram0"
+#define CMA		"/sys/kernel/debug/cma/cma-reserved/"
 
 /* What is at the address when it is pinned. */
 enum kind {

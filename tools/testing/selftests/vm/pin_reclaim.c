@@ -467,6 +467,7 @@ TEST_F(file, R16_keeps_its_buffers_unmapped)
 	if (access(CGROUP "memory.high", W_OK))
 		SKIP(return, "no memory cgroup to be had");
 	EXPECT_EQ(0, limit_cgroup(b));
+	EXPECT_EQ(0, pin_write_file("/proc/sys/vm/drop_caches", "1"));
 	b->m.map = map_file(self->fd);
 	ASSERT_NE(NULL, b->m.map);
 	b->m.mem = b->m.map;

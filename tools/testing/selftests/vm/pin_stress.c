@@ -54,6 +54,7 @@ static int test_harness_run(int argc, char **argv) __attribute__((unused));
 
 /* Of so many lines, one word of each is compared. */
 #define SAMPLE		(16 * LINES)
+#define NR_CMA		512	/* pages that are asked for at once */
 
 enum buffer_kind { BUF_BASE, BUF_KSM, BUF_THP, BUF_PTES, BUF_HUGETLB, BUF_SHM };
 
@@ -307,7 +308,7 @@ static uint64_t make_value(struct thread *t, enum writer by, size_t line)
 static void say_value(const char *what, uint64_t value)
 {
 	static const char *const by[] = {
-		"nobody", "the CPU", "the device", "process_vm_writev()",
+		"nobody", "the CPU", "the device", "process_vm_writev() or the like",
 	};
 	uint64_t nr = value >> 60;
 
@@ -1165,6 +1166,48 @@ static void op_uffd(struct thread *t, struct buffer *b)
 	look(t, b);
 }
 
+/* The process drops pages, and has userfaultfd make new ones. */
+static void op_uffd_copy(struct thread *t, struct buffer *b)
+{
+	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct range r = some_pages(t, b);
+	size_t line, i;
+
+	if (uffd < 0 || !may_unmap_part(b) || (any_pinned(b, r) && !one_in(t, 4)))
+		return;
+	if (r.nr > SAMPLE / LINES)
+		r.nr = SAMPLE / LINES;
+	note(t, " pages %zu+%zu", r.first, r.nr);
+	reg.range.start = (uintptr_t)mem_of(b, r);
+	reg.range.len = r.nr * PAGE;
+	/* From here on, khugepaged does not make any. */
+	if (ioctl(uffd, UFFDIO_REGISTER, &reg))
+		unexpected(t, "UFFDIO_REGISTER", errno);
+	if (madvise(mem_of(b, r), r.nr * PAGE, MADV_DONTNEED))
+		unexpected(t, "MADV_DONTNEED", errno);
+	set_zero(b, r);
+	for (i = 0, line = r.first * LINES; i < r.nr * LINES; i++, line++) {
+		b->line[line] = make_value(t, BY_VM_WRITEV, line);
+		pin_set(t->bounce + i * LINE, 0);	/* a stamp's place */
+		set_line((uint64_t *)(t->bounce + i * LINE), line,
+			 b->line[line]);
+	}
+	/* It, too, wants to have a mapping at a time. */
+	for (i = 0; i < reg.range.len; i += PAGE) {
+		struct uffdio_copy copy = {
+			.dst = reg.range.start + i,
+			.src = (uintptr_t)t->bounce + i,
+			.len = PAGE,
+		};
+
+		if (ioctl(uffd, UFFDIO_COPY, &copy))
+			unexpected(t, "UFFDIO_COPY", errno);
+	}
+	if (ioctl(uffd, UFFDIO_UNREGISTER, &reg.range))
+		unexpected(t, "UFFDIO_UNREGISTER", errno);
+	look(t, b);
+}
+
 static void op_mlock(struct thread *t, struct buffer *b)
 {
 	struct range r = some_pages(t, b);
@@ -1175,6 +1218,22 @@ static void op_mlock(struct thread *t, struct buffer *b)
 	look(t, b);
 	if (munlock(mem_of(b, r), r.nr * PAGE))
 		unexpected(t, "munlock", errno);
+}
+
+/* The way of a debugger, who need not ask whether memory may be written to */
+static void write_proc_mem(struct thread *t, const struct iovec *from,
+			   const struct iovec *to, size_t n)
+{
+	int fd = open("/proc/self/mem", O_RDWR | O_CLOEXEC);
+	size_t i;
+
+	if (fd < 0)
+		unexpected(t, "/proc/self/mem", errno);
+	for (i = 0; i < n; i++)
+		if (pwrite(fd, from[i].iov_base, from[i].iov_len,
+			   (uintptr_t)to[i].iov_base) != from[i].iov_len)
+			unexpected(t, "write to /proc/self/mem", errno);
+	close(fd);
 }
 
 static void op_vm_writev(struct thread *t, struct buffer *b)
@@ -1201,7 +1260,9 @@ static void op_vm_writev(struct thread *t, struct buffer *b)
 				b->line[line + (skip + i) / LINE]);
 		len += from[n++].iov_len;
 	}
-	if (process_vm_writev(getpid(), from, n, to, n, 0) != len)
+	if (one_in(t, 2))
+		write_proc_mem(t, from, to, n);
+	else if (process_vm_writev(getpid(), from, n, to, n, 0) != len)
 		unexpected(t, "process_vm_writev", errno);
 	look(t, b);
 }
@@ -1246,6 +1307,7 @@ static void op_move_pages(struct thread *t, struct buffer *b)
 	struct buffer *other = some_foreign(t, b);
 	struct range r = some_pages(t, b);
 	int nodes[MAX_PAGES], status[MAX_PAGES], node = some(t, 2);
+	unsigned long mask = 1UL << node;
 	void *pages[MAX_PAGES];
 	size_t i;
 	long ret;
@@ -1256,8 +1318,12 @@ static void op_move_pages(struct thread *t, struct buffer *b)
 		pages[i] = mem_of(other, r) + i * PAGE;
 		nodes[i] = node;
 	}
-	ret = syscall(SYS_move_pages, 0, r.nr, pages, nodes, status,
-		      MPOL_MF_MOVE);
+	if (one_in(t, 3))
+		ret = syscall(SYS_mbind, mem_of(other, r), r.nr * PAGE,
+			      MPOL_PREFERRED, &mask, 3, MPOL_MF_MOVE);
+	else
+		ret = syscall(SYS_move_pages, 0, r.nr, pages, nodes, status,
+			      MPOL_MF_MOVE);
 	note(t, " pages %zu+%zu of %p to %d: %ld", r.first, r.nr, other->mem,
 	     node, ret);
 	look(t, b);
@@ -1296,7 +1362,17 @@ static void op_soft_dirty(struct thread *t, struct buffer *b)
 
 static void op_compact(struct thread *t, struct buffer *b)
 {
-	note(t, ": %d", pin_write_file("/proc/sys/vm/compact_memory", "1"));
+	int ret;
+
+	if (one_in(t, 2)) {
+		ret = pin_write_file("/proc/sys/vm/compact_memory", "1");
+	} else {
+		/* What it gets, it gives back; where there is none, it is fine. */
+		ret = pin_write_number(CMA "alloc", NR_CMA);
+		if (!ret)
+			pin_write_number(CMA "free", NR_CMA);
+	}
+	note(t, ": %d", ret);
 	look(t, b);
 }
 
@@ -1369,6 +1445,7 @@ static struct op {
 	{ "munmap", op_munmap, 80, true },
 	{ "renew", op_renew, 150, false },
 	{ "uffd", op_uffd, 120, false },
+	{ "uffd_copy", op_uffd_copy, 60, false },
 	{ "mlock", op_mlock, 60, true },
 	{ "vm_writev", op_vm_writev, 100, true },
 	{ "vmsplice", op_vmsplice, 100, false },
