@@ -1405,16 +1405,14 @@ static void op_reclaim(struct thread *t, struct buffer *b)
 
 static void op_swapoff(struct thread *t, struct buffer *b)
 {
-	int ret;
-
 	if (!have_swap || pthread_mutex_trylock(&swap_lock))
 		return;
 	if (swapoff(SWAP_DEVICE))
 		unexpected(t, "swapoff", errno);
 	look(t, b);
-	ret = swap_on();
-	if (ret)
-		unexpected(t, "swapon", ret);
+	/* swap_on() has the device to itself for a while, and so has who is forked. */
+	if (swapon(SWAP_DEVICE, 0))
+		unexpected(t, "swapon", errno);
 	pthread_mutex_unlock(&swap_lock);
 }
 
