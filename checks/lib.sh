@@ -50,7 +50,7 @@ kmake() {
 	shift
 	[ "$variant" != least ] || arch=i386
 	need ccache:ccache gcc:build-essential flex:flex bison:bison bc:bc
-	export CCACHE_DIR=${CCACHE_DIR:-$BUILD/ccache} CCACHE_BASEDIR=$ROOT
+	export CCACHE_BASEDIR=$ROOT
 	mkdir -p "$CHECK/obj/$variant"
 	make -s -C "$TREE" O="$CHECK/obj/$variant" ARCH="$arch" LOCALVERSION= -j"$(nproc)" \
 		CC="ccache gcc" HOSTCC="ccache gcc" "$@" 9>&-
