@@ -1104,7 +1104,7 @@ static int set_faults(bool on)
 	if (ret)
 		return ret;
 	return pin_write_file(FAULTS "fail_page_alloc/ignore-gfp-wait",
-			  on ? "N" : "Y");
+			      on ? "N" : "Y");
 }
 
 static int no_memory_open(int fd, void *mem, uint32_t handle)

@@ -39,6 +39,16 @@ struct memory {
 	long pool;		/* to be set again, if not negative */
 };
 
+/* Has CMA make room for so many pages, and gives them back. */
+static inline int cma_make_room(long nr)
+{
+	int ret = pin_write_number(CMA "alloc", nr);
+
+	if (!ret)
+		pin_write_number(CMA "free", nr);
+	return ret;
+}
+
 /* Makes a disk in memory, which nobody uses, the swap space. */
 static inline int swap_on(void)
 {

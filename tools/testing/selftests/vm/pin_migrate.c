@@ -326,23 +326,6 @@ TEST_F(event, R12_C1_pinned_while_it_moves)
  */
 #define BALANCING	"/proc/sys/kernel/numa_balancing"
 
-/* Page frames of pages, 0 where there is none. */
-static bool read_pfns(const char *mem, size_t nr, uint64_t *pfn)
-{
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	ssize_t len = nr * sizeof(*pfn);
-	size_t i;
-	bool ret;
-
-	if (fd < 0)
-		return false;
-	ret = pread(fd, pfn, len, (uintptr_t)mem / PAGE * sizeof(*pfn)) == len;
-	close(fd);
-	for (i = 0; i < nr; i++)
-		pfn[i] = pfn[i] >> 63 ? pfn[i] & ((1ULL << 55) - 1) : 0;
-	return ret;
-}
-
 static const struct {
 	const char *name;
 	long value;		/* one scan of everything, every 20 ms */
@@ -581,7 +564,7 @@ static void compaction(struct __test_metadata *_metadata, uint32_t flags)
 	ASSERT_NE(NULL, fill);
 	for (i = 0; i < NR_FILL; i++)
 		pin_set(fill + i * PAGE, 1);
-	ASSERT_EQ(true, read_pfns(fill, NR_FILL, pfns));
+	ASSERT_EQ(true, pin_pfns(fill, NR_FILL, pfns));
 	lowest = lowest_of(NR_FILL);
 	ASSERT_NE(NR_FILL, lowest);
 	b.m.mem = fill + lowest * PAGE;
@@ -706,7 +689,7 @@ static bool find_units(const char *chunk, size_t unit, size_t *found)
 	size_t i, j, nr = unit / PAGE, seen[NR_RANGES] = { 0 };
 	struct range *r;
 
-	if (!read_pfns(chunk, CHUNK / PAGE, pfns))
+	if (!pin_pfns(chunk, CHUNK / PAGE, pfns))
 		return false;
 	for (i = 0; i < CHUNK / PAGE; i += nr) {
 		r = range_of(pfns[i]);
@@ -837,11 +820,7 @@ static int node_of_block(uint64_t block)
 
 static int allocate_cma(struct buffer *b)
 {
-	int ret = pin_write_number(CMA "alloc", range->nr);
-
-	if (!ret)
-		pin_write_number(CMA "free", range->nr);
-	return ret;
+	return cma_make_room(range->nr);
 }
 
 static void cma(struct __test_metadata *_metadata, enum kind what,

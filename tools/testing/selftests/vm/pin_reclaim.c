@@ -385,14 +385,6 @@ FIXTURE_TEARDOWN(file)
 	close(self->fd);
 }
 
-static void find_pfns(struct buffer *b, uint64_t *pfns)
-{
-	int i;
-
-	for (i = 0; i < NR_PAGES; i++)
-		pfns[i] = pin_pfn(getpid(), b->m.mem + i * PAGE);
-}
-
 static void expect_mapped(struct buffer *b, const uint64_t *pfns,
 			  const char *when)
 {
@@ -400,7 +392,7 @@ static void expect_mapped(struct buffer *b, const uint64_t *pfns,
 	uint64_t now[NR_PAGES];
 	int i, same = 0;
 
-	find_pfns(b, now);
+	ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, now));
 	for (i = 0; i < NR_PAGES; i++)
 		same += pfns[i] && now[i] == pfns[i];
 	EXPECT_EQ(NR_PAGES, same) {
@@ -429,7 +421,7 @@ TEST_F(file, R16_stays_mapped)
 	uint64_t pfns[NR_PAGES];
 	int n, i, left = NR_PAGES;
 
-	find_pfns(b, pfns);
+	ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, pfns));
 	expect_left_alone(self, pfns, "pinned");
 	EXPECT_EQ(0, page_out(b));
 	expect_left_alone(self, pfns, "after MADV_PAGEOUT");
@@ -448,7 +440,7 @@ TEST_F(file, R16_stays_mapped)
 	drain_lru();
 	for (n = 0; left && n < 100; n++) {
 		EXPECT_EQ(0, page_out(b));
-		find_pfns(b, pfns);
+		ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, pfns));
 		for (i = 0, left = 0; i < NR_PAGES; i++)
 			left += !!pfns[i];
 	}
@@ -462,7 +454,7 @@ TEST_F(file, R16_keeps_its_buffers_unmapped)
 	uint64_t pfns[NR_PAGES];
 	int i;
 
-	find_pfns(b, pfns);
+	ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, pfns));
 	ASSERT_EQ(0, munmap(b->m.map, b->m.len));
 	if (access(CGROUP "memory.high", W_OK))
 		SKIP(return, "no memory cgroup to be had");
@@ -499,13 +491,13 @@ TEST_F(file, R16_pins_that_race_with_reclaim)
 		madvise(other, PAGE, MADV_COLD);
 		for (i = 0; i < n * 97 % 30000; i++)
 			__asm__ __volatile__("" ::: "memory");
-		find_pfns(b, pfns);
+		ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, pfns));
 		for (i = 0, present = 0; i < NR_PAGES; i++)
 			present += !!pfns[i];
 		taken += present < NR_PAGES;
 		ASSERT_EQ(0, pin_range(b->p.dev, b->m.mem, b->m.len, b->flags,
 				       b->call, &b->p.handle));
-		find_pfns(b, pfns);
+		ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, pfns));
 		expect_mapped(b, pfns, "pinned");
 		ASSERT_EQ(0, pin_unpin(b->p.dev, b->p.handle, 0));
 		b->p.handle = 0;

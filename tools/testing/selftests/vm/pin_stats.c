@@ -65,10 +65,8 @@ TEST_F(event, R15_smaps_and_kpageflags)
 	struct buffer *b = &self->b;
 	char *end = b->m.map + b->m.len;
 	uint64_t pfns[NR_PAGES];
-	int i;
 
-	for (i = 0; i < NR_PAGES; i++)
-		pfns[i] = pin_pfn(getpid(), b->m.mem + i * PAGE);
+	ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, pfns));
 	EXPECT_EQ(nr, smaps_pinned(b->m.map, end));
 	EXPECT_EQ(nr, rollup_pinned());
 	EXPECT_EQ(NR_PAGES, flagged(pfns));

@@ -1364,14 +1364,10 @@ static void op_compact(struct thread *t, struct buffer *b)
 {
 	int ret;
 
-	if (one_in(t, 2)) {
+	if (one_in(t, 2))
 		ret = pin_write_file("/proc/sys/vm/compact_memory", "1");
-	} else {
-		/* What it gets, it gives back; where there is none, it is fine. */
-		ret = pin_write_number(CMA "alloc", NR_CMA);
-		if (!ret)
-			pin_write_number(CMA "free", NR_CMA);
-	}
+	else
+		ret = cma_make_room(NR_CMA);	/* where there is none, it is fine */
 	note(t, ": %d", ret);
 	look(t, b);
 }
@@ -1673,9 +1669,9 @@ static int run_process(void)
 #define SCHED		"/proc/sys/kernel/"
 
 /* How mm is to be: as busy as it can be. Put back in the other order. */
-static struct setting {
+static const struct setting {
 	const char *name;
-	long value, old;
+	long value;
 } settings[] = {
 	{ KHUGEPAGED "scan_sleep_millisecs", 0 },
 	{ KHUGEPAGED "alloc_sleep_millisecs", 0 },
@@ -1690,22 +1686,13 @@ static struct setting {
 
 static void settings_set(void)
 {
-	struct setting *s;
+	const struct setting *s;
 
 	for (s = settings; s < settings + ARRAY_SIZE(settings); s++) {
-		s->old = pin_file_number(s->name);
-		if (s->old < 0 || pin_write_number(s->name, s->value))
+		pin_keep(s->name);
+		if (pin_write_number(s->name, s->value))
 			say("# no %s\n", s->name);
 	}
-}
-
-static void settings_put_back(void)
-{
-	struct setting *s;
-
-	for (s = settings + ARRAY_SIZE(settings); s-- > settings; )
-		if (s->old >= 0)
-			pin_write_number(s->name, s->old);
 }
 
 /* Our memory gets a limit of its own, which is lowered to have it reclaimed. */
@@ -1879,7 +1866,7 @@ int main(int argc, char **argv)
 	came = events_came();
 	count_ops();
 
-	settings_put_back();
+	pin_put_back();
 	if (have_group)
 		rmdir(GROUP);
 	ksft_test_result(pid > 0 && ended_without(status, BYTES),

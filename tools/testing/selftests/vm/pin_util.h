@@ -394,6 +394,23 @@ static inline uint64_t pin_pfn(pid_t pid, const void *addr)
 	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
 }
 
+/* The pages we have mapped from @mem on, 0 where there is none. */
+static inline bool pin_pfns(const char *mem, size_t nr, uint64_t *pfn)
+{
+	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	ssize_t len = nr * sizeof(*pfn);
+	size_t i;
+	bool ret;
+
+	if (fd < 0)
+		return false;
+	ret = pread(fd, pfn, len, (uintptr_t)mem / PAGE * sizeof(*pfn)) == len;
+	close(fd);
+	for (i = 0; i < nr; i++)
+		pfn[i] = pfn[i] >> 63 ? pfn[i] & ((1ULL << 55) - 1) : 0;
+	return ret;
+}
+
 /* What /proc/kpageflags or kpagecount has of a page, 0 for nothing. */
 static inline uint64_t pin_page_number(const char *name, uint64_t pfn)
 {
