@@ -823,8 +823,27 @@ static int allocate_cma(struct buffer *b)
 	return cma_make_room(range->nr);
 }
 
+static int pin_longterm_at(struct buffer *b, char *mem)
+{
+	uint32_t handle;
+	int ret;
+
+	ret = pin_range(b->p.dev, mem, NR_PAGES * PAGE,
+			b->flags | FAKE_DMA_PIN_LONGTERM, FAKE_DMA_CALL_SLOW,
+			&handle);
+	return ret ? ret : pin_unpin(b->p.dev, handle, 0);
+}
+
+/* Pages leave the area for it, other than those that have a pin already. */
+static int pin_longterm(struct buffer *b)
+{
+	int ret = pin_longterm_at(b, beside);
+
+	return ret ? ret : pin_longterm_at(b, b->m.mem);
+}
+
 static void cma(struct __test_metadata *_metadata, enum kind what,
-		uint32_t flags)
+		uint32_t flags, int (*event)(struct buffer *b))
 {
 	if (!have_cma(ranges) || !block_pages())
 		SKIP(return, "no CMA area, or none to be seen in debugfs");
@@ -832,29 +851,50 @@ static void cma(struct __test_metadata *_metadata, enum kind what,
 	ranges_node = node_of_block(ranges->start / block_pages());
 	ASSERT_LE(0, ranges_node);
 	ASSERT_EQ(0, pin_file_number(CMA "used"));
-	expect_in_the_way(_metadata, what, flags, allocate_cma, -ENOMEM,
-			  "allocation of the CMA area");
+	expect_in_the_way(_metadata, what, flags, event, -ENOMEM,
+			  event == pin_longterm ? "a long-term pin" :
+						  "allocation of the CMA area");
 	EXPECT_EQ(0, pin_file_number(CMA "used"));
 }
 
 TEST(R12_C1_cma_base_read)
 {
-	cma(_metadata, BASE, 0);
+	cma(_metadata, BASE, 0, allocate_cma);
 }
 
 TEST(R12_C1_cma_base_write)
 {
-	cma(_metadata, BASE, FAKE_DMA_PIN_WRITE);
+	cma(_metadata, BASE, FAKE_DMA_PIN_WRITE, allocate_cma);
 }
 
 TEST(R12_C1_cma_thp_read)
 {
-	cma(_metadata, THP, 0);
+	cma(_metadata, THP, 0, allocate_cma);
 }
 
 TEST(R12_C1_cma_thp_write)
 {
-	cma(_metadata, THP, FAKE_DMA_PIN_WRITE);
+	cma(_metadata, THP, FAKE_DMA_PIN_WRITE, allocate_cma);
+}
+
+TEST(R22_C1_longterm_base_read)
+{
+	cma(_metadata, BASE, 0, pin_longterm);
+}
+
+TEST(R22_C1_longterm_base_write)
+{
+	cma(_metadata, BASE, FAKE_DMA_PIN_WRITE, pin_longterm);
+}
+
+TEST(R22_C1_longterm_thp_read)
+{
+	cma(_metadata, THP, 0, pin_longterm);
+}
+
+TEST(R22_C1_longterm_thp_write)
+{
+	cma(_metadata, THP, FAKE_DMA_PIN_WRITE, pin_longterm);
 }
 
 /*

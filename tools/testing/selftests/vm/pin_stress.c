@@ -138,9 +138,12 @@ enum writer { BY_CPU = 1, BY_DEVICE, BY_VM_WRITEV, BY_CHILD = 8 };
 struct shared {
 	atomic_flag failed;	/* somebody tells what went wrong, */
 	atomic_int fault;	/* and has told it */
+	char why[100];		/* a call failed, by whoever got to tell */
 	atomic_int go[NR_THREADS][NR_CHILDREN];	/* the child told to, by number */
 	atomic_int offlined;
 	atomic_long merged;	/* pages KSM had, at most */
+	atomic_long longterm;	/* pins that were to be, and */
+	atomic_long refused;	/* were not */
 	atomic_long op[64];	/* how often each was done, and */
 	atomic_long us[64];	/* how long it took */
 };
@@ -227,7 +230,9 @@ static _Noreturn void fail_end(struct thread *t, enum fault which,
 static _Noreturn void unexpected(struct thread *t, const char *what, int ret)
 {
 	fail_begin(t);
-	say("# %s: %s\n", what, strerror(ret < 0 ? -ret : ret));
+	snprintf(shared->why, sizeof(shared->why), "%s: %s", what,
+		 strerror(ret < 0 ? -ret : ret));
+	say("# %s\n", shared->why);
 	fail_end(t, CALLS, NULL);
 }
 
@@ -700,19 +705,34 @@ static void do_unpin(struct thread *t, struct buffer *b, struct dma *d)
 	d->handle = 0;
 }
 
+static int pin_by(struct thread *t, uint32_t call, char *mem, size_t len,
+		  uint32_t flags, uint32_t *handle)
+{
+	if (call == FAKE_DMA_CALL_REMOTE)
+		return pin_range_pid(t->dev, getpid(), mem, len, flags, handle);
+	return pin_range(t->dev, mem, len, flags, call, handle);
+}
+
 static int pin_some_way(struct thread *t, struct buffer *b, struct range r,
 			uint32_t flags, uint32_t *call, uint32_t *handle)
 {
 	char *mem = b->mem + r.first * LINE;
+	int ret;
 
 	*call = some(t, FAKE_DMA_CALL_REMOTE + 1);
 	if (one_in(t, 4) && *call != FAKE_DMA_CALL_LOCKED &&
-	    (*call != FAKE_DMA_CALL_UNLOCKED || have_unlocked))
-		flags |= FAKE_DMA_PIN_LONGTERM;
-	if (*call == FAKE_DMA_CALL_REMOTE)
-		return pin_range_pid(t->dev, getpid(), mem, r.nr * LINE, flags,
-				     handle);
-	return pin_range(t->dev, mem, r.nr * LINE, flags, *call, handle);
+	    (*call != FAKE_DMA_CALL_UNLOCKED || have_unlocked)) {
+		note(t, " long-term");
+		shared->longterm++;
+		ret = pin_by(t, *call, mem, r.nr * LINE,
+			     flags | FAKE_DMA_PIN_LONGTERM, handle);
+		/* What somebody holds cannot leave CMA. */
+		if (ret != -ENOMEM)
+			return ret;
+		note(t, " refused");
+		shared->refused++;
+	}
+	return pin_by(t, *call, mem, r.nr * LINE, flags, handle);
 }
 
 static void op_pin(struct thread *t, struct buffer *b)
@@ -1743,6 +1763,8 @@ static bool events_came(void)
 		all &= nr > 0;
 	}
 	say("# most pages KSM saved: %ld\n", shared->merged);
+	say("# long-term pins: %ld, refused: %ld\n", shared->longterm,
+	    shared->refused);
 	return all && (shared->merged || access(KSM "run", F_OK));
 }
 
@@ -1871,7 +1893,8 @@ int main(int argc, char **argv)
 		rmdir(GROUP);
 	ksft_test_result(pid > 0 && ended_without(status, BYTES),
 			 "R7_R8_R10_R11_R12_R14_C1_C2_bytes\n");
-	ksft_test_result(pid > 0 && ended_without(status, CALLS), "R5_calls\n");
+	ksft_test_result(pid > 0 && ended_without(status, CALLS),
+			 "R5_calls %s\n", shared->why);
 	/* What children left to the kernel to let go of may take a while. */
 	for (n = 0; n < 1000 && pin_held(); n++)
 		usleep(1000);
