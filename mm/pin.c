@@ -364,11 +364,12 @@ pin_finish(unsigned long start, unsigned long nr_pages, unsigned int gup_flags,
  * Return: how many pages were pinned, from the first on, if any. Else, with
  * nothing pinned: 0 if @nr_pages is 0, or FOLL_NOWAIT would have had to wait,
  * -EFAULT if @start is not mapped so that @gup_flags allow, -ENOMEM if there
- * is no memory, or the page has too many pins already, -EOPNOTSUPP for
- * FOLL_LONGTERM of fs-dax memory, -EHWPOISON with FOLL_HWPOISON for a page with
- * a memory error (-EFAULT without), -EINTR if the process is being killed (but
- * -EFAULT from hugetlb), -EINVAL for flags that are not the caller's to set,
- * or what arch_make_page_accessible() gives.
+ * is no memory, the page has too many pins already or, with FOLL_LONGTERM,
+ * cannot be moved out of a CMA area, -EOPNOTSUPP for FOLL_LONGTERM of fs-dax
+ * memory, -EHWPOISON with FOLL_HWPOISON for a page with a memory error (-EFAULT
+ * without), -EINTR if the process is being killed (but -EFAULT from hugetlb),
+ * -EINVAL for flags that are not the caller's to set, or what
+ * arch_make_page_accessible() gives.
  */
 long pin_user_pages(unsigned long start, unsigned long nr_pages,
 		    unsigned int gup_flags, struct page **pages,
