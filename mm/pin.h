@@ -37,11 +37,13 @@
  *
  * A page of a file is found again by whoever looks, so it may be unmapped and
  * mapped again. But its file system misses the buffers when the pin makes it
- * dirty. So reclaim leaves a pinned page mapped, and its buffers are left where
- * they are, mapped or not (try_to_release_page()). That is asked under the page
- * lock. Buffers that can be taken are clean, and then no entry is writable: a
- * fault that makes one so needs the page lock, and comes before a pin for
- * writing.
+ * dirty. So reclaim leaves a pinned page mapped, and whoever takes the buffers
+ * of a page to take it out of the page cache leaves those of a pinned page,
+ * mapped or not. That is asked under the page lock. Buffers that can be taken
+ * are clean, and where the file system wants to be told of writes, no entry is
+ * writable then: a fault that makes one so needs the page lock, and comes before
+ * a pin for writing. A page that has left its file, by truncation, keeps none:
+ * they would hold it when the pin has made it dirty and is gone.
  *
  * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
  * reference count for each pin. A larger compound page has one reference and
@@ -250,6 +252,12 @@ static inline bool unmapped_file_page_pinned(struct page *page)
 		return false;
 	smp_mb();	/* as in unmapped_page_pinned() */
 	return page_maybe_dma_pinned(page) && page_seems_pinned(page);
+}
+
+/* Whether the buffers of @page, which is locked, have to stay: see above. */
+static inline bool page_keeps_buffers(struct page *page)
+{
+	return PagePrivate(page) && page->mapping && page_seems_pinned(page);
 }
 
 /*

@@ -300,7 +300,8 @@ TEST_F(event, R12_R16_C1_pins_that_race_with_reclaim)
 /*
  * Pages of files: of one in memory, and of a disk, whose pages have buffers.
  * They would be found again, so what is looked at is that they stay mapped, and
- * keep their buffers, where nobody touches them.
+ * keep their buffers, where nobody touches them; for as long as the file has
+ * them.
  */
 #define DISK		"/dev/ram1"
 #define HAS_BUFFERS	35	/* PG_private, in /proc/kpageflags */
@@ -400,6 +401,12 @@ static void expect_mapped(struct buffer *b, const uint64_t *pfns,
 	}
 }
 
+/* Of a page of order 0 that has one */
+static int pin_references(const struct fake_dma_page *page)
+{
+	return page->flags & FAKE_DMA_PAGE_MAYBE_PINNED ? 1024 : 1;
+}
+
 /* The pages are mapped that were mapped, and those of a disk have buffers. */
 static void expect_left_alone(FIXTURE_DATA(file) * self, const uint64_t *pfns,
 			      const char *when)
@@ -468,6 +475,29 @@ TEST_F(file, R16_keeps_its_buffers_unmapped)
 		pin_get(b->m.mem + i * PAGE);
 	expect_left_alone(self, pfns, "mapped again");
 	expect_held(b, "mapped again");
+}
+
+/* What has left its file has nothing that holds it when the pin is gone. */
+TEST_F(file, R16_goes_when_truncated)
+{
+	struct fake_dma_page pages[NR_PAGES];
+	struct buffer *b = &self->b;
+	int n, i, held = NR_PAGES;
+
+	ASSERT_EQ(0, self->disk ?
+		  fallocate(self->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+			    0, b->m.len) :
+		  ftruncate(self->fd, 0));
+	for (n = 0; held && n < 100; n++) {
+		drain_lru();
+		ASSERT_EQ(0, pin_query(b->p.dev, b->p.handle, 0, NR_PAGES,
+				       pages));
+		for (i = 0, held = 0; i < NR_PAGES; i++)
+			held += pages[i].refcount != pin_references(&pages[i]);
+	}
+	EXPECT_EQ(0, held) {
+		TH_LOG("so many of the pages have other references than the pin's");
+	}
 }
 
 /* Pins that come while reclaim takes the page, by the lockless walk. */
