@@ -297,7 +297,7 @@ TEST_F(event, R12_C1_pinned_while_it_moves)
 	moves = 0;
 	b->p.no_pagemap = variant->kind == HUGETLB;
 	ASSERT_EQ(0, pthread_create(&thread, NULL, keep_moving, b));
-	for (n = 0; n < 20000 && (n < 200 || last < 50); n++) {
+	for (n = 0; n < 200000 && (n < 200 || last < 50); n++) {
 		pin(&b->p, b->m.mem, NR_PAGES, b->flags, b->call);
 		expect_mapped(b);
 		/* Most pins are short, and come back at once. */

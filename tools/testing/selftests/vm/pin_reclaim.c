@@ -291,7 +291,7 @@ TEST_F(event, R12_R16_C1_pins_that_race_with_reclaim)
 	do {
 		race_once(b, 3 * n + 1);
 		taken = ++n % RACES ? 0 : pin_vmstat("pswpout") - before;
-	} while (taken < RACES / 10 && n < 100 * RACES);
+	} while (taken < RACES / 10 && n < 1000 * RACES);
 	stop = 1;
 	pthread_join(thread, NULL);
 	EXPECT_LE(RACES / 10, taken);
@@ -444,8 +444,8 @@ TEST_F(file, R16_stays_mapped)
 	/* What is not pinned is taken. */
 	give_back(b);
 	ASSERT_EQ(0, msync(b->m.map, b->m.len, MS_SYNC));
-	drain_lru();
 	for (n = 0; left && n < 100; n++) {
+		drain_lru();
 		EXPECT_EQ(0, page_out(b));
 		ASSERT_EQ(true, pin_pfns(b->m.mem, NR_PAGES, pfns));
 		for (i = 0, left = 0; i < NR_PAGES; i++)
@@ -515,7 +515,7 @@ TEST_F(file, R16_pins_that_race_with_reclaim)
 		b->flags = 0;
 	ASSERT_EQ(0, msync(b->m.map, b->m.len, MS_SYNC));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, run_ongoing, &o));
-	for (n = 0; n < RACES || (taken < RACES / 10 && n < 100 * RACES); n++) {
+	for (n = 0; n < RACES || (taken < RACES / 10 && n < 1000 * RACES); n++) {
 		for (i = 0; i < NR_PAGES; i++)
 			pin_get(b->m.mem + i * PAGE);
 		madvise(other, PAGE, MADV_COLD);

@@ -713,6 +713,16 @@ static int pin_by(struct thread *t, uint32_t call, char *mem, size_t len,
 	return pin_range(t->dev, mem, len, flags, call, handle);
 }
 
+/*
+ * What somebody holds cannot leave CMA; a fast pin that has others before it
+ * gives those alone, without a reason.
+ */
+static bool refused(int ret, uint32_t call)
+{
+	return ret == -ENOMEM || ret == -EBUSY ||
+	       (ret == -EFAULT && call == FAKE_DMA_CALL_FAST);
+}
+
 static int pin_some_way(struct thread *t, struct buffer *b, struct range r,
 			uint32_t flags, uint32_t *call, uint32_t *handle)
 {
@@ -726,8 +736,7 @@ static int pin_some_way(struct thread *t, struct buffer *b, struct range r,
 		shared->longterm++;
 		ret = pin_by(t, *call, mem, r.nr * LINE,
 			     flags | FAKE_DMA_PIN_LONGTERM, handle);
-		/* What somebody holds cannot leave CMA. */
-		if (ret != -ENOMEM)
+		if (!refused(ret, *call))
 			return ret;
 		note(t, " refused");
 		shared->refused++;
