@@ -648,6 +648,63 @@ static void set_node_pool(int node, long nr)
 	pin_write_number(name, nr);
 }
 
+/*
+ * A huge page that a fork shared is looked at for references before it is
+ * written to. Migration has one to each page that it is going to move, from
+ * before it moves the first of them: without a page to copy to, a write waits.
+ */
+#define NR_HUGE		256
+
+static void *migrate_all(void *arg)
+{
+	unsigned long from = 1, to = 2;
+
+	*(long *)arg = syscall(SYS_migrate_pages, 0, 8 * sizeof(from), &from,
+			       &to);
+	return NULL;
+}
+
+TEST(R14_hugetlb_write_waits_for_migration)
+{
+	size_t len = NR_HUGE * HUGE_PAGE, i;
+	long left = -1;
+	pthread_t thread;
+	uint64_t pfn;
+	pid_t child;
+	char *mem;
+	int n;
+
+	if (!two_nodes())
+		SKIP(return, "there is one node only");
+	set_node_pool(0, NR_HUGE);
+	mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+	ASSERT_NE(MAP_FAILED, mem);
+	for (i = 0; i < len; i += HUGE_PAGE)
+		pin_set(mem + i, i + 1);
+	child = fork();
+	if (!child)
+		_exit(0);
+	ASSERT_EQ(child, waitpid(child, NULL, 0));
+
+	pfn = pin_pfn(getpid(), mem);
+	ASSERT_EQ(0, pthread_create(&thread, NULL, migrate_all, &left));
+	for (n = 0; n < 10000 && pin_pfn(getpid(), mem) == pfn; n++)
+		usleep(1000);
+	/* From the last on: SIGBUS if this does not wait. */
+	for (i = len; i > 0; i -= HUGE_PAGE)
+		pin_set(mem + i - HUGE_PAGE, i);
+	pthread_join(thread, NULL);
+	EXPECT_LE(0, left);
+	EXPECT_NE(pfn, pin_pfn(getpid(), mem));
+	for (i = HUGE_PAGE; i <= len && pin_get(mem + i - HUGE_PAGE) == i; )
+		i += HUGE_PAGE;
+	EXPECT_LT(len, i);
+	munmap(mem, len);
+	set_node_pool(0, 0);
+	set_node_pool(1, 0);
+}
+
 /* One mapping for each page: Linux 5.10's lockdep complains of one that splits. */
 static char *map_hugetlb_chunk(void)
 {
