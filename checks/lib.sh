@@ -65,7 +65,8 @@ configure() {
 }
 
 # fragments VARIANT: what it has beyond tinyconfig. least is 32 bits with nothing
-# at all; no-thp and no-hugetlb lack one of the two, and some more.
+# at all; no-thp and no-hugetlb lack one of the two, and some more. One of them
+# has the filesystem that the series touches.
 fragments() {
 	local config
 	case $1 in
@@ -75,7 +76,8 @@ fragments() {
 	esac
 	(cd "$ROOT/base/config" && cat common.config "$config.config" series.config)
 	case $1 in
-	no-thp) printf '%s=n\n' CONFIG_{TRANSPARENT_HUGEPAGE,VM_EVENT_COUNTERS,NUMA,KSM,SWAP} ;;
+	no-thp) printf '%s=n\n' CONFIG_{TRANSPARENT_HUGEPAGE,VM_EVENT_COUNTERS,NUMA,KSM,SWAP}
+		echo CONFIG_EXT4_FS=y ;;
 	no-hugetlb) printf '%s=n\n' CONFIG_{HUGETLBFS,ZONE_DEVICE,CMA,MEMCG,MIGRATION,COMPACTION} ;;
 	esac
 }

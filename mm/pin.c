@@ -57,10 +57,10 @@ changed:
  * page_seems_pinned() - whether a page looks pinned
  * @page: any page, or subpage, in whatever state
  *
- * For statistics, and for giving up early what is going to fail. Other than
- * page_maybe_dma_pinned() this does not take a small page for pinned because it
- * is mapped a thousand times; but mappings that come and go while it looks can
- * make it miss a pin.
+ * For statistics, for giving up early what is going to fail, and for what
+ * reclaim leaves alone. Other than page_maybe_dma_pinned() this does not take a
+ * small page for pinned because it is mapped a thousand times; but mappings that
+ * come and go while it looks can make it miss a pin.
  *
  * Context: any.
  * Return: true if more than its mappings say so.

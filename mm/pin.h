@@ -38,12 +38,13 @@
  * A page of a file is found again by whoever looks, so it may be unmapped and
  * mapped again. But its file system misses the buffers when the pin makes it
  * dirty. So reclaim leaves a pinned page mapped, and whoever takes the buffers
- * of a page to take it out of the page cache leaves those of a pinned page,
- * mapped or not. That is asked under the page lock. Buffers that can be taken
- * are clean, and where the file system wants to be told of writes, no entry is
- * writable then: a fault that makes one so needs the page lock, and comes before
- * a pin for writing. A page that has left its file, by truncation, keeps none:
- * they would hold it when the pin has made it dirty and is gone.
+ * of a page to take it out of the page cache, to move it or to give it other
+ * blocks leaves those of a pinned page, mapped or not. That is asked under the
+ * page lock. Buffers that can be taken are clean, and where the file system
+ * wants to be told of writes, no entry is writable then: a fault that makes one
+ * so needs the page lock, and comes before a pin for writing. A page that has
+ * left its file, by truncation, keeps none: they would hold it when the pin has
+ * made it dirty and is gone.
  *
  * Counting. A page of order 0 or 1 has GUP_PIN_COUNTING_BIAS added to its
  * reference count for each pin. A larger compound page has one reference and

