@@ -655,19 +655,15 @@ static void set_node_pool(int node, long nr)
  */
 #define NR_HUGE		128
 
-static void *migrate_all(void *arg)
+static int migrate_all(struct buffer *b)
 {
-	unsigned long from = 1, to = 2;
-
-	*(long *)arg = syscall(SYS_migrate_pages, 0, 8 * sizeof(from), &from,
-			       &to);
-	return NULL;
+	return migrate_pages();
 }
 
 TEST(R14_hugetlb_write_waits_for_migration)
 {
 	size_t len = NR_HUGE * HUGE_PAGE, i;
-	long left = -1;
+	struct ongoing o = { .event = migrate_all };
 	pthread_t thread;
 	uint64_t pfn;
 	pid_t child;
@@ -691,14 +687,16 @@ TEST(R14_hugetlb_write_waits_for_migration)
 	ASSERT_EQ(child, waitpid(child, NULL, 0));
 
 	pfn = pin_pfn(getpid(), mem);
-	ASSERT_EQ(0, pthread_create(&thread, NULL, migrate_all, &left));
+	way.from = 0;
+	way.to = 1;
+	ASSERT_EQ(0, pthread_create(&thread, NULL, run_ongoing, &o));
 	for (n = 0; n < 10000 && pin_pfn(getpid(), mem) == pfn; n++)
 		usleep(1000);
 	/* From the last on: SIGBUS if this does not wait. */
 	for (i = len; i > 0; i -= HUGE_PAGE)
 		pin_set(mem + i - HUGE_PAGE, i);
 	pthread_join(thread, NULL);
-	EXPECT_LE(0, left);
+	EXPECT_LE(0, o.ret);
 	EXPECT_NE(pfn, pin_pfn(getpid(), mem));
 	for (i = HUGE_PAGE; i <= len && pin_get(mem + i - HUGE_PAGE) == i; )
 		i += HUGE_PAGE;

@@ -368,47 +368,55 @@ static inline void *pin_map_thp(int fd, size_t nr)
 	return mem;
 }
 
-/* An entry of a process' pagemap; 0, as of nothing mapped, if it has none. */
-static inline uint64_t pin_pagemap(pid_t pid, const void *addr)
+/* Entries of a process' pagemap, from that of @addr on */
+static inline bool pin_pagemaps(pid_t pid, const void *addr, size_t nr,
+				uint64_t *entry)
 {
-	uint64_t entry = 0;
+	ssize_t len = nr * sizeof(*entry);
 	char name[64];
+	bool ret;
 	int fd;
 
 	snprintf(name, sizeof(name), "/proc/%d/pagemap", pid);
-	fd = open(name, O_RDONLY);
+	fd = open(name, O_RDONLY | O_CLOEXEC);
 	if (fd < 0)
-		return 0;
-	if (pread(fd, &entry, sizeof(entry),
-		  (uintptr_t)addr / PAGE * sizeof(entry)) != sizeof(entry))
-		entry = 0;
+		return false;
+	ret = pread(fd, entry, len,
+		    (uintptr_t)addr / PAGE * sizeof(*entry)) == len;
 	close(fd);
-	return entry;
+	return ret;
+}
+
+/* One of them; 0, as of nothing mapped, if the process has none. */
+static inline uint64_t pin_pagemap(pid_t pid, const void *addr)
+{
+	uint64_t entry;
+
+	return pin_pagemaps(pid, addr, 1, &entry) ? entry : 0;
+}
+
+/* The page that an entry is of, 0 for none */
+static inline uint64_t pin_pfn_of(uint64_t entry)
+{
+	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
 }
 
 /* The page a process has mapped at an address, 0 for none. */
 static inline uint64_t pin_pfn(pid_t pid, const void *addr)
 {
-	uint64_t entry = pin_pagemap(pid, addr);
-
-	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
+	return pin_pfn_of(pin_pagemap(pid, addr));
 }
 
 /* The pages we have mapped from @mem on, 0 where there is none. */
 static inline bool pin_pfns(const char *mem, size_t nr, uint64_t *pfn)
 {
-	int fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	ssize_t len = nr * sizeof(*pfn);
 	size_t i;
-	bool ret;
 
-	if (fd < 0)
+	if (!pin_pagemaps(getpid(), mem, nr, pfn))
 		return false;
-	ret = pread(fd, pfn, len, (uintptr_t)mem / PAGE * sizeof(*pfn)) == len;
-	close(fd);
 	for (i = 0; i < nr; i++)
-		pfn[i] = pfn[i] >> 63 ? pfn[i] & ((1ULL << 55) - 1) : 0;
-	return ret;
+		pfn[i] = pin_pfn_of(pfn[i]);
+	return true;
 }
 
 /* What /proc/kpageflags or kpagecount has of a page, 0 for nothing. */
