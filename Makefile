@@ -17,44 +17,44 @@ help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' Makefile | expand -t 12
 
 install: ## install the Debian packages that are missing
-	@base/install
+	@pipeline/host/install
 
 tree: install ## make build/linux, a git tree: stock, baseline, one commit a patch (KSRC=)
-	@base/tree
+	@pipeline/source/tree
 
 refresh: ## take the commits of build/linux back into patches/ and the new files
-	@base/refresh
+	@pipeline/source/refresh
 
 kernel: tree ## build kernels: TREE=stock,baseline,series (series) CONFIG=release,debug (release)
-	@for t in $(trees); do for c in $(configs); do base/kernel "$$t" "$$c" || exit 1; done; done
+	@for t in $(trees); do for c in $(configs); do pipeline/kernel/build "$$t" "$$c" || exit 1; done; done
 
 image: tree ## build a kernel and print the path of its image: TREE= CONFIG=
-	@for t in $(trees); do for c in $(configs); do base/kernel "$$t" "$$c" --image || exit 1; done; done
+	@for t in $(trees); do for c in $(configs); do pipeline/kernel/build "$$t" "$$c" --image || exit 1; done; done
 
 run: tree ## the demonstration: a pinned buffer, its process forks, on baseline and series
-	@guest/demo
+	@pipeline/tests/run
 
 test: tree ## everything a change must pass; ends with N passed, N failed, N skipped
-	@guest/suite
+	@pipeline/tests/test
 
 check: tree ## the static checks: checkpatch, sparse, coccicheck, each patch by itself, ...
-	@checks/run
+	@pipeline/check/check
 
 bisect: tree ## build and boot the kernel of every single patch
-	@checks/bisect
+	@pipeline/check/bisect
 
 bench: tree ## instructions of pinning (stock, series), of fork and writes (baseline, too)
-	@bench/run
-	@bench/fork
+	@pipeline/bench/pin
+	@pipeline/bench/fork
 
 compare: tree ## the same tests on stock, baseline and series
-	@guest/compare stock baseline series
+	@pipeline/tests/compare stock baseline series
 
 mbox: tree ## the series as mails in build/mbox (BASE=stock: for an untouched 5.10)
-	@base/mbox
+	@pipeline/source/mbox
 
 deb: tree ## Debian packages of the series kernel (CONFIG_FILE=: your configuration)
-	@base/deb
+	@pipeline/kernel/deb
 
 clean: ## remove all that was built
 	rm -rf build

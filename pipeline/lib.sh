@@ -1,0 +1,76 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: GPL-2.0-only
+# What the scripts share: where things are, how they speak, how they call git.
+# shellcheck disable=SC2034 # its users use them
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+BUILD=$ROOT/build
+LINUX=$BUILD/linux
+SRC=$BUILD/src
+
+# The user's own git configuration must not change what we make.
+export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null GIT_ATTR_NOSYSTEM=1
+unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
+# Nor may what our own make was called with reach the kernel's.
+unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
+export LC_ALL=C.UTF-8 TZ=UTC
+
+say() { echo "$*" >&2; }
+
+die() {
+	say "${0##*/}: $*"
+	exit 1
+}
+
+# lock NAME: one process at a time makes NAME; the others wait, and say so.
+# Only this shell holds the lock: its children must not carry it on, so start
+# what stays behind with 9>&-.
+lock() {
+	mkdir -p "$BUILD"
+	exec 9>"$BUILD/.lock-${1//\//-}"
+	flock -n 9 && return
+	say "${0##*/}: waiting for another one that makes $1"
+	flock 9
+}
+
+# kernel_input REV FILE...: a checksum of what a kernel of REV of build/linux, as
+# FILEs say, depends on: not of documents, and not of test programs.
+kernel_input() {
+	{
+		git -C "$LINUX" ls-tree -r "$1" |
+			grep -vP '\t(Documentation/.*\.(rst|txt|yaml)|tools/testing/.*)$'
+		cat "${@:2}"
+		gcc --version
+	} | sha256sum
+}
+
+# progress WHAT LOG TOTAL: copy stdin to LOG and show how far it is: a kernel
+# build's lines of the kind "  CC      mm/gup.o", against TOTAL (words) of them.
+progress() {
+	local line n=0 start=$SECONDS last=$SECONDS step=30 end='\n'
+	[ -t 2 ] && step=1 end='\r'
+	while IFS= read -r line; do
+		printf '%s\n' "$line"
+		[[ $line == "  "[A-Z]* ]] && n=$((n + 1))
+		if [ $((SECONDS - last)) -ge "$step" ]; then
+			last=$SECONDS
+			printf "%s: %d of %s, %d:%02d$end" "$1" "$n" "$3" \
+				$(((SECONDS - start) / 60)) $(((SECONDS - start) % 60)) >&2
+		fi
+	done >"$2"
+	[ ! -t 2 ] || printf '\033[K' >&2
+}
+
+# checkout TREE: bring the worktree build/src/TREE to branch TREE; only files that
+# differ are written, so that make sees no more than what changed.
+checkout() (
+	lock "src/$1"
+	head=$(git -C "$LINUX" rev-parse "refs/heads/$1")
+	if [ ! -e "$SRC/$1/.git" ]; then
+		say "${0##*/}: checking out $1"
+		git -C "$LINUX" worktree prune
+		rm -rf "${SRC:?}/$1"
+		git -C "$LINUX" worktree add -q -f --detach "$SRC/$1" "$head"
+	fi
+	git -C "$SRC/$1" checkout -q -f --detach "$head"
+)
