@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0-only
-# What the scripts share: where things are, how they speak, how they call git.
+# What the scripts share: where things are, how they speak, how they call git and
+# the kernel's make.
 # shellcheck disable=SC2034 # its users use them
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -11,8 +12,6 @@ SRC=$BUILD/src
 # The user's own git configuration must not change what we make.
 export GIT_CONFIG_GLOBAL=/dev/null GIT_CONFIG_SYSTEM=/dev/null GIT_ATTR_NOSYSTEM=1
 unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE
-# Nor may what our own make was called with reach the kernel's.
-unset MAKEFLAGS MFLAGS MAKEOVERRIDES MAKELEVEL
 export LC_ALL=C.UTF-8 TZ=UTC
 
 say() { echo "$*" >&2; }
@@ -20,6 +19,24 @@ say() { echo "$*" >&2; }
 die() {
 	say "${0##*/}: $*"
 	exit 1
+}
+
+# kmake ARG...: run the kernel's make. Neither the user's environment nor what our own
+# make was called with reaches it. ccache, if installed, keeps the objects.
+kmake() {
+	local cc=gcc keep
+	! command -v ccache >/dev/null || cc="ccache gcc"
+	mapfile -t keep < <(env | grep -E '^(PATH|HOME|TMPDIR|CCACHE_[A-Z_]+|DEB[A-Z]+)=')
+	env -i "${keep[@]}" LC_ALL=C.UTF-8 TZ=UTC CCACHE_BASEDIR="$ROOT" \
+		make LOCALVERSION= CC="$cc" HOSTCC="$cc" "$@" 9>&-
+}
+
+# built TREE CONFIG: set obj and image to the directory and the bzImage of a kernel
+# that pipeline/kernel/build has made.
+built() {
+	obj=$BUILD/kernel/$1-$2 image=$BUILD/kernel/$1-$2/arch/x86/boot/bzImage
+	[ -e "$obj.made" ] ||
+		die "the kernel of $1, $2, is not built: make kernel TREE=$1 CONFIG=$2"
 }
 
 # lock NAME: one process at a time makes NAME; the others wait, and say so.

@@ -95,7 +95,7 @@ check_docs() {
 	at "$series"
 	# Sphinx says nothing of a page that it has not to make again.
 	rm -rf "$CHECK/obj/docs"
-	kmake docs SPHINXDIRS="$dirs" htmldocs >"$CHECK/docs.log" 2>&1
+	kmake_variant docs SPHINXDIRS="$dirs" htmldocs >"$CHECK/docs.log" 2>&1
 	grep -E 'WARNING|ERROR|CRITICAL|[Ww]arning:|[Ee]rror:' "$CHECK/docs.log" |
 		grep -F "$(brought . | sed -n 's|^Documentation/\(.*\)\.rst$|\1|p')" || true
 }
@@ -123,11 +123,11 @@ compile() {
 		[ "$variant" != release ] || printf '%s\n' "${wide[@]}"
 	} | sed '/^$/d' | sort -u)
 	[ ${#objects[@]} != 0 ] || return 0
-	if kmake "$variant" -k "$@" "${objects[@]}" >"$log" 2>&1; then return; fi
+	if kmake_variant "$variant" -k "$@" "${objects[@]}" >"$log" 2>&1; then return; fi
 	mapfile -t known < <(printf '%s\n' "${objects[@]}" |
 		grep -vxFf <(sed -nE "s/.*No rule to make target '([^']*)'.*/\1/p" "$log"))
 	[ ${#known[@]} != 0 ] || return 0
-	kmake "$variant" "$@" "${known[@]}" >>"$log" 2>&1
+	kmake_variant "$variant" "$@" "${known[@]}" >>"$log" 2>&1
 }
 
 # The configurations every patch is built in, and those the whole series is.

@@ -44,24 +44,22 @@ at() {
 	git -C "$TREE" checkout -q -f --detach "$1"
 }
 
-# kmake VARIANT ARG...: make in the worktree, with objects of VARIANT's own
-kmake() {
+# kmake_variant VARIANT ARG...: make in the worktree, with objects of VARIANT's own
+kmake_variant() {
 	local variant=$1 arch=x86_64
 	shift
 	[ "$variant" != least ] || arch=i386
 	need ccache:ccache gcc:build-essential flex:flex bison:bison bc:bc
-	export CCACHE_BASEDIR=$ROOT
 	mkdir -p "$CHECK/obj/$variant"
-	make -s -C "$TREE" O="$CHECK/obj/$variant" ARCH="$arch" LOCALVERSION= -j"$(nproc)" \
-		CC="ccache gcc" HOSTCC="ccache gcc" "$@" 9>&-
+	kmake -s -C "$TREE" O="$CHECK/obj/$variant" ARCH="$arch" -j"$(nproc)" "$@"
 }
 
 # configure VARIANT: make its .config for what the worktree holds
 configure() {
 	local variant=$1
-	kmake "$variant" tinyconfig &&
+	kmake_variant "$variant" tinyconfig &&
 		fragments "$variant" >>"$CHECK/obj/$variant/.config" &&
-		kmake "$variant" olddefconfig
+		kmake_variant "$variant" olddefconfig
 }
 
 # fragments VARIANT: what it has beyond tinyconfig. least is 32 bits with nothing

@@ -1,29 +1,41 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs a command that reports its tests as TAP 13 or KTAP, and counts them.
+"""Read TAP 13 or KTAP: run a command that reports its tests so, and count them.
 
-usage: pipeline/tests/ktap.py [--label TEXT] [--teeth REGEX] [--count FILE] -- COMMAND [ARG]...
+usage: pipeline/tests/ktap.py [--label TEXT] [--one NAME] [--teeth FILE PROGRAM] [--count FILE]
+                              -- COMMAND [ARG]...
        pipeline/tests/ktap.py --total FILE
+       pipeline/tests/ktap.py --compare DIR...
 
 Passes COMMAND's output on line by line, prefixed with [TEXT], and exits with 0
 when nothing failed, else with 1 (with 2 for wrong usage).
 
-  --label TEXT   where the tests run, the kernel's name for example
-  --teeth REGEX  a test whose name matches must fail here: its failure counts as
-                 passed, and anything else as failed
-  --count FILE   add the counts to FILE, one line a run, and a line for each failure
-  --total FILE   print the failures again, and the sum: "N passed, N failed, N skipped"
+  --label TEXT    what runs where: pin_fork and the kernel's name, for example
+  --one NAME      COMMAND reports nothing: it is the test NAME, and passes if it exits
+                  with 0
+  --teeth FILE PROGRAM
+                  the tests that FILE lists for PROGRAM must fail here: such a failure
+                  counts as passed, and anything else as failed. A line of FILE is a
+                  program, a glob over test names, and "# why".
+  --count FILE    add the counts to FILE, one line a run, and a line for each failure
+  --total FILE    print the ten runs that took longest, the failures again, and the
+                  sum: "N passed, N failed, N skipped"
+  --compare DIR   DIRs hold the output of programs, a file each: print each test that
+                  does not go the same way in all, and the sums
 
 These are failures too: a test of the plan that never reported, a command that
 reports nothing or ends badly though its tests passed, a skip without a reason,
-and a REGEX that no test matches.
+and a glob that matches no test.
 """
 
 import argparse
+import fnmatch
+import os
 import re
 import signal
 import subprocess
 import sys
+import time
 
 # Subtests are indented, with spaces (KTAP) or with "# " (kselftest's runner).
 LINE = re.compile(
@@ -49,11 +61,12 @@ class Level:
 class Ktap:
     """What has been counted so far."""
 
-    def __init__(self, label, teeth):
+    def __init__(self, label="", teeth=(), quiet=False):
         self.prefix = f"[{label}] " if label else ""
-        self.label = label or "this kernel"
+        self.quiet = quiet
         self.teeth = teeth
-        self.bitten = False
+        self.bitten = set()
+        self.results = {}  # by name: "ok", "FAIL" or "skip"
         self.passed = self.failed = self.skipped = 0
         self.failures = []  # their lines, for the end
         self.missing = 0
@@ -63,18 +76,19 @@ class Ktap:
         self.last = ""
 
     def say(self, text):
-        """Passes one line on, at once."""
-        sys.stdout.write(f"{self.prefix}{text}\n")
-        sys.stdout.flush()
+        """Pass one line on, at once."""
+        if not self.quiet:
+            sys.stdout.write(f"{self.prefix}{text}\n")
+            sys.stdout.flush()
 
     def fail(self, why):
-        """Counts a failure that no line of the command's told."""
+        """Count a failure that no line of the command told."""
         self.failed += 1
         self.say(f"not ok - {why}")
         self.failures.append(why)
 
     def line(self, text):
-        """Counts one line of the command's and passes it on."""
+        """Count one line of the command and pass it on."""
         self.last = text
         run = RUN.match(text)
         if run:
@@ -104,7 +118,7 @@ class Ktap:
             self.result(text, match, indent)
 
     def result(self, text, match, indent):
-        """Counts one "ok" or "not ok"."""
+        """Count one "ok" or "not ok"."""
         nested = self.close(indent + 1)
         level = self.levels.setdefault(indent, Level())
         level.seen += 1
@@ -119,18 +133,21 @@ class Ktap:
             self.say(text)
             if not okay and not nested.bad:
                 self.fail(f"{name} failed, though its subtests passed")
-        elif self.teeth and self.teeth.search(name):
-            self.bitten = True
+            return
+        self.results[name] = "skip" if match["skip"] else "ok" if okay else "FAIL"
+        matching = [glob for glob in self.teeth if fnmatch.fnmatchcase(name, glob)]
+        if matching:
+            self.bitten.update(matching)
             if not okay and not match["skip"]:
                 self.passed += 1
                 self.say(f"{match['indent']}ok{match['number'] or ''} - teeth: "
-                         f"{name} fails on {self.label} as it must")
+                         f"{name} fails here as it must")
             else:
                 self.failed += 1
                 self.failures.append(f"{name}, which has to fail here")
                 what = "is skipped" if match["skip"] else "passes"
                 self.say(f"{match['indent']}not ok{match['number'] or ''} - teeth: "
-                         f"{name} {what} on {self.label}, but must fail there")
+                         f"{name} {what}, but must fail here")
         elif match["skip"]:
             self.skip(text, match["reason"], name)
         else:
@@ -141,7 +158,7 @@ class Ktap:
                 self.failures.append(name or text)
 
     def skip(self, text, reason, name):
-        """Counts a skip; "unknown" is the harness' word for no reason."""
+        """Count a skip; "unknown" is the harness' word for no reason."""
         self.say(text)
         if reason.strip() in ("", "unknown"):
             self.fail(f"{name or 'a test'} was skipped without a reason")
@@ -149,7 +166,7 @@ class Ktap:
             self.skipped += 1
 
     def close(self, indent):
-        """Ends the levels from this indentation on, returns the first."""
+        """End the levels from this indentation on, return the first."""
         closed = None
         for deep in sorted(d for d in self.levels if d >= indent):
             level = self.levels.pop(deep)
@@ -165,7 +182,7 @@ class Ktap:
         return closed
 
     def end(self, command, status):
-        """Counts what only the end shows; the last line may say why it is a bad one."""
+        """Count what only the end shows; the last line may say why it is a bad one."""
         self.close(0)
         ended = f"{command} ended with {status}"
         # kselftest: 1 when a test failed, 4 when all were skipped.
@@ -177,19 +194,34 @@ class Ktap:
             self.fail(f"{ended}, which no test explains: {self.last}")
         elif not explained:
             self.say(f"# {ended}")
-        if self.teeth and not self.bitten:
-            self.fail(f"no test matches --teeth {self.teeth.pattern}")
+        for glob in self.teeth:
+            if glob not in self.bitten:
+                self.fail(f"no test matches {glob}, which must fail here")
         self.say(f"# {totals(self.passed, self.failed, self.skipped)}")
 
 
 def totals(passed, failed, skipped):
-    """The closing line."""
+    """Return the closing line."""
     return f"{passed} passed, {failed} failed, {skipped} skipped"
 
 
+def must_fail(path, program):
+    """Return the globs that a file lists for a program."""
+    globs = []
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            words = line.partition("#")[0].split(None, 1)
+            if words and words[0] == program:
+                globs.append(words[1].strip())
+    if not globs:
+        raise ValueError(f"{path} lists no test of {program}")
+    return globs
+
+
 def run(args):
-    """Runs the command; True when nothing failed."""
-    ktap = Ktap(args.label, args.teeth)
+    """Run the command; return true when nothing failed."""
+    start = time.monotonic()
+    ktap = Ktap(args.label, must_fail(*args.teeth) if args.teeth else ())
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         command = subprocess.Popen(args.command, stdout=subprocess.PIPE,
@@ -197,63 +229,100 @@ def run(args):
     except OSError as error:
         ktap.fail(f"{args.command[0]}: {error.strerror}")
     else:
+        take = ktap.say if args.one else ktap.line
         try:
             for line in command.stdout:
-                ktap.line(line.decode(errors="replace").rstrip("\r\n"))
+                take(line.decode(errors="replace").rstrip("\r\n"))
         except BaseException:
             command.terminate()
             command.wait()
             raise
         status = command.wait()
+        if args.one:
+            ktap.line(f"{'not ok' if status else 'ok'} 1 - {args.one}")
+            status = min(abs(status), 1)
         ktap.end(" ".join(args.command), status if status >= 0 else 128 - status)
     if args.count:
+        took = round(time.monotonic() - start)
+        lines = [f"{ktap.passed} {ktap.failed} {ktap.skipped} {took} {args.label or ''}\n"]
+        lines += [f"# failed: {ktap.prefix}{name}\n" for name in ktap.failures]
         with open(args.count, "a", encoding="utf-8") as counts:
-            counts.write(f"{ktap.passed} {ktap.failed} {ktap.skipped}\n")
-            counts.writelines(f"# failed: {ktap.prefix}{name}\n" for name in ktap.failures)
+            counts.write("".join(lines))
     return not ktap.failed
 
 
 def total(path):
-    """Prints failures and sum of the counts; True when tests ran and none failed."""
-    lines = []
+    """Print times, failures and sum of the counts; return true when tests ran and none failed."""
+    runs, failures = [], []
     with open(path, encoding="utf-8") as counts:
         for line in counts:
             if line.startswith("#"):
-                print(line, end="")
+                failures.append(line)
             else:
-                lines.append([int(number) for number in line.split()])
-    passed, failed, skipped = (sum(column) for column in zip(*lines)) if lines else (0, 0, 0)
+                *numbers, label = line.rstrip("\n").split(" ", 4)
+                runs.append(([int(number) for number in numbers], label))
+    for (*_, took), label in sorted(runs, key=lambda run: -run[0][3])[:10]:
+        print(f"# {took:5} s  {label}")
+    sys.stdout.writelines(failures)
+    passed, failed, skipped = ([sum(run[0][i] for run in runs) for i in range(3)])
     print(totals(passed, failed, skipped))
     return passed and not failed
 
 
+def compare(dirs):
+    """Print a table of the tests that differ between directories; return true."""
+    found = []  # for each directory: {test: result}
+    for directory in dirs:
+        results = {}
+        for program in sorted(os.listdir(directory)):
+            ktap = Ktap(quiet=True)
+            with open(os.path.join(directory, program), encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    ktap.line(line.rstrip("\r\n"))
+            results.update((f"{program}: {name}", result) for name, result in ktap.results.items())
+        found.append(results)
+
+    def row(head, cells):
+        print(f"{head:72}" + "".join(f" {cell:9}" for cell in cells))
+
+    row("", [os.path.basename(os.path.normpath(directory)) for directory in dirs])
+    for test in dict.fromkeys(test for results in found for test in results):
+        cells = [results.get(test, "-") for results in found]
+        if len(set(cells)) > 1:
+            row(test, cells)
+    for kind in ("ok", "FAIL", "skip"):
+        row(f"total: {kind}", [list(results.values()).count(kind) for results in found])
+    return True
+
+
 def main():
-    """Parses the command line."""
+    """Parse the command line."""
     argv = sys.argv[1:]
     split = argv.index("--") if "--" in argv else len(argv)
     parser = argparse.ArgumentParser(usage=__doc__.split("usage: ")[1], add_help=False)
     parser.add_argument("--help", action="store_true")
     parser.add_argument("--label")
-    parser.add_argument("--teeth")
+    parser.add_argument("--one")
+    parser.add_argument("--teeth", nargs=2)
     parser.add_argument("--count")
     parser.add_argument("--total")
+    parser.add_argument("--compare", nargs="+")
     args = parser.parse_args(argv[:split])
     args.command = argv[split + 1:]
     if args.help:
         print(__doc__, end="")
         return 0
-    if bool(args.total) == bool(args.command):
-        print("ktap: give -- COMMAND or --total FILE, see --help", file=sys.stderr)
+    if bool(args.total) + bool(args.compare) + bool(args.command) != 1:
+        print("ktap: give -- COMMAND, --total FILE or --compare DIR, see --help", file=sys.stderr)
         return 2
     try:
-        args.teeth = args.teeth and re.compile(args.teeth)
-        return 0 if (total(args.total) if args.total else run(args)) else 1
-    except re.error as error:
-        print(f"ktap: {error.pattern}: {error}", file=sys.stderr)
+        if args.total:
+            return 0 if total(args.total) else 1
+        return 0 if (compare(args.compare) if args.compare else run(args)) else 1
     except OSError as error:
         print(f"ktap: {error.filename}: {error.strerror}", file=sys.stderr)
-    except ValueError:
-        print(f"ktap: {args.total}: not a file of counts", file=sys.stderr)
+    except ValueError as error:
+        print(f"ktap: {f'{args.total}: not a file of counts' if args.total else error}", file=sys.stderr)
     return 2
 
 
