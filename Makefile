@@ -34,8 +34,8 @@ image: tree ## build a kernel and print the path of its image: TREE= CONFIG=
 run: tree ## the demonstration: a pinned buffer, its process forks, on baseline and series
 	@pipeline/tests/run
 
-test: tree ## everything a change must pass; ends with N passed, N failed, N skipped
-	@pipeline/tests/test
+test: tree ## everything a change must pass, or only T=PROGRAM (ARGS=: its arguments)
+	@pipeline/tests/test $(subst $(comma), ,$(T))
 
 check: tree ## the static checks: checkpatch, sparse, coccicheck, each patch by itself, ...
 	@pipeline/check/check
@@ -44,10 +44,9 @@ bisect: tree ## build and boot the kernel of every single patch
 	@pipeline/check/bisect
 
 bench: tree ## instructions of pinning (stock, series), of fork and writes (baseline, too)
-	@pipeline/bench/pin
-	@pipeline/bench/fork
+	@pipeline/bench/bench
 
-compare: tree ## the same tests on stock, baseline and series
+compare: tree ## the same tests on stock, baseline and series; checks xfail.stock
 	@pipeline/tests/compare stock baseline series
 
 mbox: tree ## the series as mails in build/mbox (BASE=stock: for an untouched 5.10)
