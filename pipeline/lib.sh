@@ -1,7 +1,6 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0-only
-# What the scripts share: where things are, how they speak, how they call git and
-# the kernel's make.
+# Paths and functions that the scripts share, and how they call git and the kernel's make.
 # shellcheck disable=SC2034 # its users use them
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -39,9 +38,8 @@ built() {
 		die "the kernel of $1, $2, is not built: make kernel TREE=$1 CONFIG=$2"
 }
 
-# lock NAME: one process at a time makes NAME; the others wait, and say so.
-# Only this shell holds the lock: its children must not carry it on, so start
-# what stays behind with 9>&-.
+# lock NAME: wait until no other process makes NAME. A child that outlives this shell
+# must be started with 9>&-, or it keeps the lock.
 lock() {
 	mkdir -p "$BUILD"
 	exec 9>"$BUILD/.lock-${1//\//-}"
@@ -50,8 +48,8 @@ lock() {
 	flock 9
 }
 
-# kernel_input REV FILE...: a checksum of what a kernel of REV of build/linux, as
-# FILEs say, depends on: not of documents, and not of test programs.
+# kernel_input REV FILE...: print a checksum of the input of a kernel of commit REV
+# built according to FILEs. Documents and test programs do not count.
 kernel_input() {
 	{
 		git -C "$LINUX" ls-tree -r "$1" |
@@ -61,8 +59,8 @@ kernel_input() {
 	} | sha256sum
 }
 
-# progress WHAT LOG TOTAL: copy stdin to LOG and show how far it is: a kernel
-# build's lines of the kind "  CC      mm/gup.o", against TOTAL (words) of them.
+# progress WHAT LOG TOTAL: copy the output of a kernel build from stdin to LOG, and show
+# how many lines like "  CC      mm/gup.o" have come. TOTAL says how many to expect.
 progress() {
 	local line n=0 start=$SECONDS last=$SECONDS step=30 end='\n'
 	[ -t 2 ] && step=1 end='\r'
@@ -78,8 +76,8 @@ progress() {
 	[ ! -t 2 ] || printf '\033[K' >&2
 }
 
-# checkout TREE: bring the worktree build/src/TREE to branch TREE; only files that
-# differ are written, so that make sees no more than what changed.
+# checkout TREE: check out branch TREE in the worktree build/src/TREE; only files that
+# differ are written, so that make rebuilds only what they change.
 checkout() (
 	lock "src/$1"
 	head=$(git -C "$LINUX" rev-parse "refs/heads/$1")

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0-only
-# The checks: what one prints is what is wrong.
+# The checks. Each prints the faults that it finds.
 
 check_files() { "$ROOT/pipeline/check/text.py" files "$LINUX" "$range"; }
 check_words() { "$ROOT/pipeline/check/text.py" words "$LINUX" "$range"; }
@@ -16,14 +16,14 @@ check_series() {
 	"$ROOT/pipeline/source/tree"
 	local commit
 	for commit in $(commits); do
-		# A heading of seven = in a document is no conflict.
+		# git takes a heading of seven = in a document for a conflict.
 		git -C "$LINUX" diff --check "$commit^" "$commit" | grep '^[^+]' |
 			grep -v 'leftover conflict marker' | sed "s|^|$(title "$commit"): |" || true
 	done
 	"$ROOT/pipeline/check/text.py" commits "$LINUX" "$range"
 }
 
-# What checkpatch may not ask for:
+# Types of complaints that checkpatch must not make:
 # FILE_PATH_CHANGES  an entry in MAINTAINERS: it has one for each directory that
 #                    our new files are in
 # CAMELCASE          other names for the kernel's own, such as __SetPageHead
@@ -40,7 +40,7 @@ check_checkpatch() {
 	done
 }
 
-# extract: the touched files, and scripts/, before and after the series
+# extract: write the touched files, and scripts/, before and after the series, to $CHECK
 extract() {
 	local tree files
 	for tree in baseline series; do
@@ -93,14 +93,14 @@ check_docs() {
 	dirs=$(touched 'Documentation/*/*.rst' | cut -d/ -f2 | sort -u | paste -sd' ')
 	[ -n "$dirs" ] || return 0
 	at "$series"
-	# Sphinx says nothing of a page that it has not to make again.
+	# Sphinx warns only about pages that it makes anew.
 	rm -rf "$CHECK/obj/docs"
 	kmake_variant docs SPHINXDIRS="$dirs" htmldocs >"$CHECK/docs.log" 2>&1
 	grep -E 'WARNING|ERROR|CRITICAL|[Ww]arning:|[Ee]rror:' "$CHECK/docs.log" |
 		grep -F "$(brought . | sed -n 's|^Documentation/\(.*\)\.rst$|\1|p')" || true
 }
 
-# objects: what kbuild makes on x86 of the series' files that the worktree has by now
+# objects: print the x86 objects of the series' files that the worktree has by now
 objects() {
 	local file
 	touched '*.c' '*.S' ':!tools' ':!samples' ':!Documentation' | while IFS= read -r file; do
@@ -113,7 +113,7 @@ objects() {
 }
 
 # compile VARIANT LOG [VAR=VALUE...]: compile the objects, and for release $wide.
-# What the configuration leaves out, kbuild has no rule for.
+# kbuild has no rule for an object that the configuration leaves out.
 wide=()
 compile() {
 	local variant=$1 log=$2 objects known
@@ -130,8 +130,8 @@ compile() {
 	kmake_variant "$variant" "$@" "${known[@]}" >>"$log" 2>&1
 }
 
-# The configurations every patch is built in, and those the whole series is.
-# release is compared with W=1; the others must not print a warning at all.
+# The configurations in which every patch is built, and more for the whole series.
+# In release, W=1 must find no new warning; the others must print no warning at all.
 patch_variants=${CHECK_PATCH-release debug least}
 series_variants=${CHECK_SERIES-no-thp no-hugetlb}
 
@@ -159,7 +159,7 @@ check_build() {
 		variants=$patch_variants
 		if [ "$commit" = "$last" ]; then
 			variants+=" $series_variants"
-			# A header reaches further than the series' own files.
+			# Headers are used by more than the series' own files.
 			[ -z "$(touched 'include/*.h' ':!include/uapi')" ] || wide=(mm/ fs/proc/ kernel/fork.o)
 		fi
 		for variant in $variants; do
@@ -204,14 +204,13 @@ check_sparse() {
 # Semantic patches that are left out:
 # null/badzero, api/check_bq27xxx_data  need an OCaml compiler
 # tests/unsigned_lesser_than_zero       takes minutes a file; W=1 compares types too
-# Those for other places than the touched files find nothing there, and soon.
 cocci_ignore='null/badzero|api/check_bq27xxx_data|tests/unsigned_lesser_than_zero'
 
 check_coccicheck() {
 	need spatch:coccinelle
 	extract
 	mapfile -t files < <(touched '*.c' ':!tools')
-	# Nothing is new where the series has nothing.
+	# Only a file with messages can have new ones.
 	coccicheck series "${files[@]}"
 	mapfile -t files < <(messages "$CHECK/coccicheck.series" | cut -d: -f1 | sort -u)
 	coccicheck baseline "${files[@]}"
@@ -238,7 +237,7 @@ coccicheck() {
 	) >"$CHECK/coccicheck.$tree"
 }
 
-# What may be left out of the model, each of which spin must find out
+# Parts that the model can leave out; spin must find an error without each
 model_faults='NO_ODD NO_RETRY NO_MB_A NO_MB_C NO_LATCH'
 
 check_model() {

@@ -1,15 +1,15 @@
 # shellcheck shell=bash
 # SPDX-License-Identifier: GPL-2.0-only
-# What the checks share, on top of pipeline/lib.sh.
+# Functions that the checks share, on top of pipeline/lib.sh.
 
 CHECK=$BUILD/check # all that the checks make
 TREE=$CHECK/src    # a worktree of build/linux that walks through the series
-# What is checked: pipeline/selftest/check plants other commits.
+# The commits to check: pipeline/selftest/check sets others.
 baseline=${CHECK_FROM:-refs/heads/baseline}
 series=${CHECK_TO:-refs/heads/series}
 range=$baseline..$series
 
-# need COMMAND:PACKAGE...: stop unless all are there
+# need COMMAND:PACKAGE...: die unless all commands are installed
 need() {
 	local what
 	for what; do
@@ -17,34 +17,34 @@ need() {
 	done
 }
 
-# step WHAT: show how far a long check is
+# step WHAT: report the progress of a long check
 step() { say "checks: $*" 2>&3; }
 
-# commits: the series' commits in order
+# commits: print the commits of the series in order
 commits() { git -C "$LINUX" rev-list --reverse "$range"; }
 
-# title COMMIT: how we name a patch to people
+# title COMMIT: print the id and the subject of a commit
 title() { git -C "$LINUX" log -1 --format='%h (%s)' --abbrev=12 "$1"; }
 
-# touched [PATHSPEC]...: the files that the series changes or brings, as it leaves them
+# touched [PATHSPEC]...: print the files that the series changes or brings, and leaves
 touched() { git -C "$LINUX" diff --name-only --no-renames --diff-filter=d "$baseline" "$series" -- "$@"; }
 
-# brought PATHSPEC...: those that it brings
+# brought PATHSPEC...: print the files that the series brings
 brought() { git -C "$LINUX" diff --name-only --no-renames --diff-filter=A "$baseline" "$series" -- "$@"; }
 
-# at REV: bring the worktree there; only files that differ are written
+# at REV: check out REV in the worktree; only files that differ are written
 at() {
 	if [ ! -e "$TREE/.git" ]; then
 		git -C "$LINUX" worktree prune
 		rm -rf "$TREE"
 		git -C "$LINUX" worktree add -q -f --detach "$TREE" "$1"
 	fi
-	# A killed git leaves its lock; ours keeps others out.
+	# A killed git leaves its lock. Our own lock keeps other processes out.
 	rm -f "$(git -C "$TREE" rev-parse --absolute-git-dir)/index.lock"
 	git -C "$TREE" checkout -q -f --detach "$1"
 }
 
-# kmake_variant VARIANT ARG...: make in the worktree, with objects of VARIANT's own
+# kmake_variant VARIANT ARG...: run make in the worktree, with separate objects for VARIANT
 kmake_variant() {
 	local variant=$1 arch=x86_64
 	shift
@@ -54,7 +54,7 @@ kmake_variant() {
 	kmake -s -C "$TREE" O="$CHECK/obj/$variant" ARCH="$arch" -j"$(nproc)" "$@"
 }
 
-# configure VARIANT: make its .config for what the worktree holds
+# configure VARIANT: make its .config for the commit in the worktree
 configure() {
 	local variant=$1
 	kmake_variant "$variant" tinyconfig &&
@@ -62,9 +62,9 @@ configure() {
 		kmake_variant "$variant" olddefconfig
 }
 
-# fragments VARIANT: what it has beyond tinyconfig. least is 32 bits with nothing
-# at all; no-thp and no-hugetlb lack one of the two, and some more. One of them
-# has the filesystem that the series touches.
+# fragments VARIANT: print its configuration on top of tinyconfig. least is tinyconfig
+# for 32 bits; no-thp and no-hugetlb lack one of the two, and more. no-thp has the
+# filesystem that the series touches.
 fragments() {
 	local config
 	case $1 in
@@ -80,19 +80,19 @@ fragments() {
 	esac
 }
 
-# messages LOG...: a log's messages, "path:line:[column:] ...", the paths as in the tree
+# messages LOG...: print the messages "path:line:[column:] ...", with paths as in the tree
 messages() { sed -nE "s,^([^ :]*/check/src/|(\.\./)+src/),,; /^[^ :]+:[0-9]+:([0-9]+(-[0-9]+)?:)? /p" "$@"; }
 
-# failures LOG: why make failed
+# failures LOG: print why make failed
 failures() {
 	messages "$1" | grep -E ': (fatal )?error: ' | sort -u | head -n 20 | grep . ||
 		grep -v 'No rule to make' "$1" | grep -F '***' | sort -u | head -n 5 | grep . ||
 		tail -n 5 "$1"
 }
 
-# news BEFORE AFTER FILE...: the messages of the log AFTER about one of FILEs that
-# BEFORE does not have as often, whatever their lines. What a header makes every
-# user say counts once.
+# news BEFORE AFTER FILE...: print the messages about FILEs that the log AFTER has more
+# often than BEFORE, whatever their line numbers. A message about a header counts once,
+# however many files include it.
 news() {
 	awk '
 	FNR == 1 { log_nr++ }

@@ -1,12 +1,12 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""What only reading shows about our files and the series' commits.
+"""Check our files and the series' commits by reading them.
 
 usage: pipeline/check/text.py files|python|words|commits REPO RANGE
        pipeline/check/text.py list REGEX
 
-Prints a line for everything that is wrong. REPO and RANGE are the series as git
-commits. `list` prints our scripts whose interpreter matches REGEX.
+Print a line for each fault. REPO and RANGE are the series as git
+commits. `list` prints those of our scripts whose interpreter matches REGEX.
 """
 import os
 import re
@@ -51,7 +51,7 @@ NO_SPDX = re.compile(r"patches/|.*\.(patch|md)$|COPYING$|LICENSES/|(.*/)?\.[^/]*
 
 
 def check_files(*_):
-    """An SPDX line, clean white space, the mode that the first line asks for."""
+    """Demand an SPDX line, clean white space, and the mode that fits the first line."""
     for name, text, executable in our_files():
         lines = text.split("\n")
         if not NO_SPDX.match(name) and not SPDX.search("\n".join(lines[:3])):
@@ -77,7 +77,7 @@ def check_files(*_):
 
 
 def check_python(*_):
-    """Python compiles what is python's."""
+    """Demand that our Python compiles."""
     for name, text, _ in our_files():
         if interpreter(text).startswith("python"):
             try:
@@ -95,7 +95,7 @@ WORDS = (
 
 
 def check_words(repo, wanted):
-    """No file and no message names what is another's, or what is not done."""
+    """Refuse names of mirrors, paths of one machine, and marks of unfinished work."""
     texts = [(name, text) for name, text, _ in our_files()]
     for where, those in ((ROOT, "HEAD"), (repo, wanted)):
         if subprocess.run(["git", "-C", where, "rev-parse", "-q", "--verify", "HEAD"], check=False,
@@ -113,7 +113,7 @@ def check_words(repo, wanted):
 
 
 def check_commits(repo, wanted):
-    """Mails as linux-mm takes them, and nobody's word that was not given."""
+    """Demand mails as linux-mm takes them, with no tags of other people."""
     count = 0
     for ident, author, subject, body in commits(repo, wanted):
         count += 1
