@@ -10,7 +10,7 @@ comma := ,
 trees := $(subst $(comma), ,$(TREE))
 configs := $(subst $(comma), ,$(CONFIG))
 
-.PHONY: help install tree refresh kernel image run test check bisect bench compare mbox deb clean
+.PHONY: help install tree refresh kernel image run test check bisect bench compare mbox port deb clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -19,7 +19,7 @@ help: ## this list
 install: ## install the Debian packages that are missing
 	@pipeline/host/install
 
-tree: install ## make build/linux, a git tree: stock, baseline, one commit a patch (KSRC=)
+tree: install ## make build/linux, a git tree: stock, baseline, one commit a patch (KSRC=, SUITE=)
 	@pipeline/source/tree
 
 refresh: ## take the commits of build/linux back into patches/ and the new files
@@ -49,8 +49,11 @@ bench: tree ## instructions of pinning (stock, series), of fork and writes (base
 compare: tree ## the same tests on stock, baseline and series; checks xfail.stock
 	@pipeline/tests/compare stock baseline series
 
-mbox: tree ## the series as mails in build/mbox (BASE=stock: for an untouched 5.10)
+mbox: tree ## the series as mails in build/mbox, a thread a topic (BASE=stock: for an untouched 5.10)
 	@pipeline/source/mbox
+
+port: install ## carry the series to another 5.10.y tree, in build/port (KSRC= or SUITE=; ABORT=1)
+	@pipeline/source/port
 
 deb: tree ## Debian packages of the series kernel (CONFIG_FILE=: your configuration)
 	@pipeline/kernel/deb

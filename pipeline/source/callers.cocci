@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// Call sites: pages are got with get_user_pages*() and put with put_page().
+// Convert the call sites to get_user_pages*() and put_page().
 //
-// An array is put by a loop. Its counter is signed, because some callers hand
-// over what a failed get returned: an error is then no page at all.
+// A loop puts the pages of an array. Its counter is signed: if a get failed, some
+// callers pass its error as the number of pages. The loop then puts no page.
 
 @@
 @@
@@ -38,7 +38,7 @@ expression pages, nr, a, b;
 + 	(a || b)
   )
 
-// One page, and a slice of an array, read better than the general loop.
+// Put one page, or a slice of an array, in a form that reads better than the general loop.
 
 @@
 identifier page;

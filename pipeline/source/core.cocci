@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
-// The core: FOLL_PIN goes, and with it all that counts pins and asks for them.
-// A comment goes with the code it stands before.
+// Take FOLL_PIN out of the core, with the code that counts pins and checks for them.
+// spatch removes a comment with the code after it.
 
-// Whole functions, their declarations and constants
+// Remove functions, their declarations and constants
 
 @@
 declarer name EXPORT_SYMBOL, EXPORT_SYMBOL_GPL;
@@ -31,7 +31,7 @@ expression e;
 @@
 - #define GUP_PIN_COUNTING_BIAS e
 
-// gup: only FOLL_GET takes a page
+// Let only FOLL_GET take a page in gup
 
 @@
 expression page, refs, flags;
@@ -114,7 +114,7 @@ identifier seq;
   	...
   }
 
-// fork copies no page early, and nobody waits for it
+// Remove the copies that fork makes of pages, and its sequence count
 
 @@
 identifier prealloc;
@@ -184,7 +184,7 @@ expression mm;
 - atomic_set(&mm->has_pinned, 0);
 )
 
-// Nobody asks whether a page is pinned
+// Remove the checks for pinned pages
 
 @@
 expression mapping, mm, page;

@@ -1,22 +1,36 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""The series between patches/ with our new files, and git commits.
+"""Convert the series between patches/, with our new files, and git commits.
 
   series inputs BASE             print a checksum of all that `build` reads
   series build REPO BASE         make the commits on BASE; print the last one's id
   series refresh REPO BASE TIP   write the commits BASE..TIP back; print the id of
                                  the same series as `build` then makes it
+  series topics REPO BASE TIP    print each topic of the commits BASE..TIP and the
+                                 id of its last commit
 
-patches/series names the patches in order, a line each, and under each, indented
-by a tab, the new files that it brings. A patch file holds its mail text and a
-diff of its hooks: of files that are there before it. A new file stands once,
-whole, at its kernel path in this repository, as the whole series leaves it. When
-a later patch changes it, that change is a diff in the later patch like any hook,
-and what the file was at first is found by taking those diffs off again.
+patches/series names the patches in order, TOPIC/NAME.patch on a line each. Under
+each patch, indented by a tab, stand the new files that it brings. The patches of
+a topic stand together. A topic is what one mail thread carries;
+patches/TOPIC/cover-letter is the thread's first mail.
+
+A patch file holds its mail text and a diff of its hooks, which are its changes to
+files that exist before it. A new file stands once, whole, at its kernel path in
+this repository, as the whole series leaves it. If a later patch changes the file,
+that change is a diff in the later patch like any hook. `build` takes those diffs
+off again to find the first content of the file.
+
+NAME is the subject of the commit. By it `refresh` finds the topic of a commit, see
+topics_of(). A new commit joins the topic of the commit before it. To put a patch
+into another topic: move the commit there in build/linux and `make refresh`, or
+move the patch file and its line in patches/series and `make tree`. To rename a
+topic, rename its folder, and the topic in patches/series.
 """
 import datetime
+import difflib
 import email.utils
 import hashlib
+import itertools
 import os
 import re
 import subprocess
@@ -27,7 +41,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 
 
 class Bad(Exception):
-    """Something the user has to put right; its text says what."""
+    """An error that the user can mend; its text says how."""
 
 
 def git(repo, *args, data=None, env=None, check=True):
@@ -54,9 +68,16 @@ def state(full):
         return "100755" if os.stat(full).st_mode & 0o100 else "100644", file.read()
 
 
+def patch_files(root):
+    """Return the names of all patch files, as patches/series has them."""
+    patches = os.path.join(root, "patches")
+    return {os.path.relpath(os.path.join(folder, name), patches)
+            for folder, _, names in os.walk(patches) for name in names if name.endswith(".patch")}
+
+
 def read_series(root):
     """Return [(patch name, [new file, ...]), ...] of patches/series."""
-    patches, seen = [], {}
+    patches, seen, topics = [], {}, []
     name = os.path.join(root, "patches/series")
     if not os.path.exists(name):
         raise Bad("patches/series is missing: it lists the patches in order")
@@ -66,22 +87,65 @@ def read_series(root):
             if not what or what.startswith("#"):
                 continue
             if what in seen:
-                raise Bad(f"{where}: {what} stands in line {seen[what]} already")
+                raise Bad(f"{where}: {what} is in line {seen[what]} already")
             seen[what] = number
-            if not line.startswith("\t"):
-                if not os.path.isfile(os.path.join(root, "patches", what)):
-                    raise Bad(f"{where}: there is no patches/{what}")
-                patches.append((what, []))
-            elif not patches:
-                raise Bad(f"{where}: {what} stands under no patch")
-            elif not os.path.lexists(os.path.join(root, what)):
-                raise Bad(f"{where}: there is no {what}")
-            else:
+            if line.startswith("\t"):
+                if not patches:
+                    raise Bad(f"{where}: {what} must be under the patch that brings it")
+                if not os.path.lexists(os.path.join(root, what)):
+                    raise Bad(f"{where}: there is no {what}")
                 patches[-1][1].append(what)
-    for other in sorted(os.listdir(os.path.join(root, "patches"))):
-        if other.endswith(".patch") and other not in seen:
-            raise Bad(f"patches/{other} is not listed in patches/series")
+                continue
+            topic = re.fullmatch(r"([A-Za-z0-9][A-Za-z0-9_-]*)/[^/]+\.patch", what)
+            if not topic:
+                raise Bad(f"{where}: '{what}' must be TOPIC/NAME.patch, TOPIC of letters, digits, '-' and '_'")
+            if not os.path.isfile(os.path.join(root, "patches", what)):
+                raise Bad(f"{where}: there is no patches/{what}")
+            if topic[1] not in topics:
+                topics.append(topic[1])
+            elif topic[1] != topics[-1]:
+                raise Bad(f"{where}: move {what} to the other patches of topic {topic[1]}")
+            patches.append((what, []))
+    for other in sorted(patch_files(root) - seen.keys()):
+        raise Bad(f"patches/{other} is not listed in patches/series: list it or remove it")
     return patches
+
+
+def slug(subject):
+    """Return the file name of the patch with that subject."""
+    return re.sub(r"[^\w.]+", "-", subject, flags=re.ASCII)[:52].strip(".-")
+
+
+def topics_of(root, subjects):
+    """Return the topic of each of the commits, which have these subjects.
+
+    A commit is in the topic of the patch that has its subject. If no patch has it,
+    the commit is in the topic of the patch that it stands in place of, or else in
+    that of the commit before it, or after it, or else in topic `new`. If the commits of a topic do not stand together,
+    the longest run of them keeps the topic, and the others join the topic before
+    them.
+    """
+    known = {slug(Patch(root, name).subject): name.split("/")[0] for name, _ in read_series(root)}
+    names = [slug(subject) for subject in subjects]
+    found = [known.get(name) for name in names]
+    old = list(known)
+    for change, i, j, k, l in difflib.SequenceMatcher(None, old, names, autojunk=False).get_opcodes():
+        if change == "replace":
+            for gone, new in zip(range(i, j), range(k, l)):
+                found[new] = found[new] or known[old[gone]]
+    last = next(filter(None, found), "new")
+    for index, topic in enumerate(found):
+        last = found[index] = topic or last
+
+    runs = [(topic, len(list(run))) for topic, run in itertools.groupby(found)]
+    longest = {topic: max(range(len(runs)), key=lambda n: (runs[n][0] == topic, runs[n][1]))
+               for topic, _ in runs}
+    topics, last = [], next((topic for n, (topic, _) in enumerate(runs) if longest[topic] == n), None)
+    for index, (topic, length) in enumerate(runs):
+        if longest[topic] == index:
+            last = topic
+        topics += [last] * length
+    return topics
 
 
 class Patch:
@@ -93,12 +157,12 @@ class Patch:
             content = file.read()
         mail, found, diffs = content.partition(b"\n---\n")
         if not found:
-            raise Bad(f"{self.name}: no line '---' between its text and its diffs")
+            raise Bad(f"{self.name}: a line '---' must be between its text and its diffs")
         head, _, self.body = mail.decode("utf-8", "surrogateescape").partition("\n\n")
         head = dict(line.partition(": ")[::2] for line in head.split("\n"))
         for field in ("From", "Date", "Subject"):
             if field not in head:
-                raise Bad(f"{self.name}: no {field}: line")
+                raise Bad(f"{self.name}: its head must have a line {field}:")
         self.subject = re.sub(r"^\[PATCH\] ", "", head["Subject"])
         who = re.fullmatch(r"(.*) <(.*)>", head["From"])
         when = email.utils.parsedate_tz(head["Date"])
@@ -112,8 +176,8 @@ class Patch:
             path = diff[len("diff --git "):diff.index(b"\n")]
             path = path[len("a/"):(len(path) - 1) // 2].decode("utf-8", "surrogateescape")
             if not diff.startswith(f"diff --git a/{path} b/{path}\n".encode("utf-8", "surrogateescape")):
-                raise Bad(f"{self.name}: '{diff[:diff.index(10)].decode(errors='replace')}' renames or quotes")
-            # A file that becomes a symbolic link has two: it goes, and it comes.
+                raise Bad(f"{self.name}: '{diff[:diff.index(10)].decode(errors='replace')}': a diff must not rename a file, nor quote its name")
+            # A file that becomes a symbolic link has two diffs: one deletes it, one creates it.
             self.diffs[path] = self.diffs.get(path, b"") + diff
 
     def apply(self, repo, env, paths, reverse=False):
@@ -127,7 +191,7 @@ class Patch:
             raise Bad(self.explain(done.stderr.decode(errors="replace"), reverse))
 
     def explain(self, errors, reverse):
-        """Say which hunk failed: git gives only its file and line."""
+        """Return the hunks that failed, of which git gives only file and line."""
         verb = "cannot be taken off" if reverse else "does not apply"
         found = []
         for path, line in re.findall(r"^error: patch failed: (.*):(\d+)$", errors, flags=re.M):
@@ -239,25 +303,24 @@ def diff_of(repo, parent, commit, paths):
                "--src-prefix=a/", "--dst-prefix=b/", "-U3", "--inter-hunk-context=0",
                "--diff-algorithm=myers", "--indent-heuristic", parent, commit, "--", *paths)
     if re.search(rb"^Binary files .* differ$", diff, flags=re.M):
-        raise Bad(f"{commit[:12]}: it changes a binary file; only a new one can be part of the series")
-    # The blobs' ids say nothing that the text does not, and change with every base.
+        raise Bad(f"{commit[:12]}: the commit changes a binary file: the series can only add one")
+    # The ids of blobs change with every base, and the diffs apply without them.
     return re.sub(rb"^index [0-9a-f]+\.\.[0-9a-f]+( \d+)?\n", b"", diff, flags=re.M)
 
 
 def mail_text(repo, commit):
-    """Return a commit's mail text, and the name its patch file gets after the number."""
+    """Return the mail text of a commit."""
     shown = text(repo, "log", "-1", "--no-show-signature", "--encoding=UTF-8", "--date=raw",
-                 "--format=%an <%ae>%n%ad%n%f%n%s%n%b", commit)
-    who, when, slug, subject, body = (shown + "\n").split("\n", 4)
+                 "--format=%an <%ae>%n%ad%n%s%n%b", commit)
+    who, when, subject, body = (shown + "\n").split("\n", 3)
     body = body.strip("\n")
     if re.search(r"^(---$|diff -|Index: )", body, flags=re.M):
-        raise Bad(f"{commit[:12]} {subject}: a line of its message would end it in a mail (---, diff -, Index:)")
+        raise Bad(f"{commit[:12]} {subject}: a line of its message would end it in a mail (---, diff -, Index:): change the line")
     seconds, zone = when.split()
     offset = int(zone[0] + "1") * (int(zone[1:3]) * 60 + int(zone[3:5]))
     zone = datetime.timezone(datetime.timedelta(minutes=offset))
     when = email.utils.format_datetime(datetime.datetime.fromtimestamp(int(seconds), zone))
-    return (f"From: {who}\nDate: {when}\nSubject: [PATCH] {subject}\n\n" + (body + "\n" if body else ""),
-            slug[:52].rstrip(".-"))
+    return f"From: {who}\nDate: {when}\nSubject: [PATCH] {subject}\n\n" + (body + "\n" if body else "")
 
 
 def write(root, name, mode, content):
@@ -273,8 +336,25 @@ def write(root, name, mode, content):
     os.chmod(full, 0o755 if mode == "100755" else 0o644)
 
 
-def split(repo, base, commits):
-    """Return {name: (mode, content)}: what this repository holds of the commits."""
+def line_of_commits(repo, base, tip):
+    """Return the ids and the subjects of base..tip, in order."""
+    name = os.path.relpath(repo, ROOT)
+    if git(repo, "merge-base", "--is-ancestor", base, tip, check=False).returncode:
+        raise Bad(f"{name}: branch series is not based on branch baseline: "
+                  f"git -C {name} rebase --onto baseline OLD-BASELINE series")
+    merges = text(repo, "rev-list", "--merges", f"{base}..{tip}").split()
+    if merges:
+        raise Bad(f"{name}: {merges[0][:12]} is a merge; the series is one line of commits")
+    lines = text(repo, "log", "--no-show-signature", "--encoding=UTF-8", "--reverse", "--topo-order",
+                 "--format=%H %s", f"{base}..{tip}").splitlines()
+    return [line[:40] for line in lines], [line[41:] for line in lines]
+
+
+def split(repo, base, commits, names):
+    """Return {path: (mode, content)}, all that this repository holds of the commits.
+
+    names are the names of their patches.
+    """
     pairs = list(zip([base] + commits, commits))
     changed = [dict(changes(repo, *pair)) for pair in pairs]
     born = {}  # new file: which commit brings it
@@ -287,14 +367,12 @@ def split(repo, base, commits):
     files, listed = {}, []
     for index, (parent, commit) in enumerate(pairs):
         if not changed[index]:
-            raise Bad(f"{commit[:12]}: it changes nothing: drop it")
+            raise Bad(f"{commit[:12]}: the commit changes nothing: drop it")
         brings = [path for path in changed[index] if born.get(path) == index]
-        mail, slug = mail_text(repo, commit)
         diff = diff_of(repo, parent, commit, [path for path in changed[index] if path not in brings])
-        name = f"{index + 1:04}-{slug}.patch"
-        mail = mail.encode("utf-8", "surrogateescape")
-        files["patches/" + name] = ("100644", mail + b"---\n" + diff)
-        listed += [name + "\n"] + [f"\t{path}\n" for path in brings]
+        mail = mail_text(repo, commit).encode("utf-8", "surrogateescape")
+        files["patches/" + names[index]] = ("100644", mail + b"---\n" + diff)
+        listed += [names[index] + "\n"] + [f"\t{path}\n" for path in brings]
     files["patches/series"] = ("100644", "".join(listed).encode("utf-8", "surrogateescape"))
     if born:
         tree = git(repo, "--literal-pathspecs", "ls-tree", "-r", "-z", commits[-1], "--", *born)
@@ -306,16 +384,16 @@ def split(repo, base, commits):
 
 def refresh(repo, root, base, tip):
     """Write the commits base..tip to patches/ and the new files."""
-    if git(repo, "merge-base", "--is-ancestor", base, tip, check=False).returncode:
-        raise Bad("build/linux: branch series is not based on branch baseline: "
-                  "git -C build/linux rebase --onto baseline OLD-BASELINE series")
-    commits = text(repo, "rev-list", "--reverse", "--topo-order", f"{base}..{tip}").split()
-    merges = text(repo, "rev-list", "--merges", f"{base}..{tip}").split()
-    if merges:
-        raise Bad(f"build/linux: {merges[0][:12]} is a merge; the series is one line of commits")
-    files = split(repo, base, commits)
+    commits, subjects = line_of_commits(repo, base, tip)
+    slugs = [slug(subject) for subject in subjects]
+    for one, other in itertools.combinations(range(len(slugs)), 2):
+        if slugs[one] == slugs[other]:
+            raise Bad(f"{commits[one][:12]} and {commits[other][:12]} would both be {slugs[one]}.patch: change a subject")
+    topics = topics_of(root, subjects)
+    names = [f"{topic}/{name}.patch" for topic, name in zip(topics, slugs)]
+    files = split(repo, base, commits, names)
 
-    # Nothing is written before it is seen to give the same trees again.
+    # Check that the files give the same trees again, before they are written.
     with tempfile.TemporaryDirectory() as scratch:
         for name, (mode, content) in files.items():
             write(scratch, name, mode, content)
@@ -324,11 +402,8 @@ def refresh(repo, root, base, tip):
         if text(repo, "rev-parse", was + "^{tree}") != text(repo, "rev-parse", now + "^{tree}"):
             raise Bad(f"{was[:12]}: its patch would not give the same tree again")
 
-    patches = os.path.join(root, "patches")
-    old = {"patches/" + name for name in os.listdir(patches) if name.endswith(".patch")}
-    if os.path.exists(os.path.join(patches, "series")):
-        with open(os.path.join(patches, "series"), encoding="utf-8") as file:
-            old |= {line.strip() for line in file if line.startswith("\t")}
+    old = {"patches/" + name for name in patch_files(root)}
+    old |= {path for _, paths in read_series(root) for path in paths}
     for name in sorted(old - files.keys()):
         if os.path.lexists(os.path.join(root, name)):
             os.unlink(os.path.join(root, name))
@@ -346,6 +421,10 @@ def refresh(repo, root, base, tip):
         else:
             print("refresh: changed", name, file=sys.stderr)
         write(root, name, mode, content)
+    for topic in sorted(os.listdir(os.path.join(root, "patches"))):
+        if topic not in topics and os.path.exists(os.path.join(root, "patches", topic, "cover-letter")):
+            print(f"refresh: topic {topic} has no patch any more: move or remove patches/{topic}/cover-letter",
+                  file=sys.stderr)
     return made
 
 
@@ -357,8 +436,12 @@ def main():
         print(([args[1]] + build(args[0], ROOT, args[1]))[-1])
     elif what == "refresh":
         print(([args[1]] + refresh(args[0], ROOT, *args[1:]))[-1])
+    elif what == "topics":
+        commits, subjects = line_of_commits(*args)
+        for topic, last in dict(zip(topics_of(ROOT, subjects), commits)).items():
+            print(topic, last)
     else:
-        sys.exit("usage: pipeline/source/series.py inputs|build|refresh ...: pipeline/source/tree and pipeline/source/refresh call it")
+        sys.exit("usage: pipeline/source/series.py inputs|build|refresh|topics ...: base/{tree,refresh,mbox} call it")
 
 
 try:
