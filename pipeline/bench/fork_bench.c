@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What fork() of a process with 64 MB of memory costs its parent, with nothing
- * and with something of it pinned, and what the write faults cost that come with
- * it. Prints a line for each measurement, fields separated by tabs: kind of
- * memory or "write", pages pinned or what is written to, instructions.
+ * Measure the cost to the parent of fork() of a process with 64 MB of memory,
+ * with and without pinned pages, and the cost of write faults. Print a line for
+ * each measurement, with fields separated by tabs: kind of memory or "write",
+ * pinned pages or state of the written pages, instructions.
  *
- * For a guest with one CPU and -icount, where a nanosecond is an instruction.
+ * This needs a guest with one CPU and -icount, where a nanosecond is an
+ * instruction.
  */
 #define _GNU_SOURCE
 #include <sched.h>
@@ -33,7 +34,7 @@ static long long now_ns(void)
 	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
 }
 
-/* The least of some rounds: the first ones fill caches. */
+/* Return the least cost of ROUNDS rounds, as the first ones fill caches. */
 static long long fork_cost(char *mem)
 {
 	long long start, cost, least = 0;
@@ -57,7 +58,7 @@ static long long fork_cost(char *mem)
 	return least;
 }
 
-/* In a process of its own, which has pinned nothing before. */
+/* Measure fork() in a new process, which has never pinned. */
 static void measure(bool thp, const char *name, size_t pinned, bool unpin)
 {
 	const struct sched_param fifo = { .sched_priority = 1 };
@@ -73,7 +74,7 @@ static void measure(bool thp, const char *name, size_t pinned, bool unpin)
 			die(name);
 		return;
 	}
-	/* So that the child does not run before fork() returns */
+	/* Keep the child from running before fork() returns. */
 	if (sched_setscheduler(0, SCHED_FIFO, &fifo))
 		die("sched_setscheduler");
 	dev = pin_open();
@@ -94,7 +95,7 @@ static void measure(bool thp, const char *name, size_t pinned, bool unpin)
 	_exit(0);
 }
 
-/* A write to each page; in a process that has pinned nothing. */
+/* Measure a write to each page. */
 static void write_all(char *mem, const char *name)
 {
 	long long start = now_ns();
@@ -105,6 +106,7 @@ static void write_all(char *mem, const char *name)
 	printf("write\t%s\t%lld\n", name, now_ns() - start);
 }
 
+/* Measure writes in a process that has never pinned. */
 static void measure_writes(void)
 {
 	char *mem = pin_map_small(SIZE / PAGE);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Counts the instructions that getting, pinning and giving back user pages
- * takes, under qemu -icount shift=0: the TSC then counts instructions, and
- * nothing else. /dev/pin_bench takes PIN_BENCH_RUN, see pin_bench.h.
+ * Count the instructions of getting, pinning, putting and unpinning user pages.
+ * This needs qemu -icount shift=0, where the TSC counts instructions.
+ * pin_bench.h describes PIN_BENCH_RUN, the call of /dev/pin_bench.
  */
 #include <linux/hugetlb.h>
 #include <linux/miscdevice.h>
@@ -15,12 +15,12 @@
 #include "pin_bench.h"
 
 /*
- * A timer tick may hit any call, so each is measured this often and the least
- * counts.
+ * Number of measurements of each call. The least counts, as a timer tick may
+ * hit any of them.
  */
 #define ROUNDS	5
 
-/* Whether the TSC counts instructions is tried on this many. */
+/* Number of instructions to test that the TSC counts instructions. */
 #define NOPS	1000
 
 typedef long (*take_fn)(unsigned long addr, unsigned long nr,
@@ -112,7 +112,7 @@ static const give_fn give_fns[] = {
 	[PIN_BENCH_DIRTY | PIN_BENCH_PIN] = unpin_dirty,
 };
 
-/* Takes a batch and gives it back, once. False: @take did not get it all. */
+/* Take and give one batch. Return false if @take does not get all of it. */
 static noinline bool measure(take_fn take, give_fn give, unsigned long addr,
 			     unsigned long nr, struct page **pages,
 			     struct cost *cost)
@@ -142,7 +142,7 @@ static bool right_kind(struct page *page, enum pin_bench_kind kind)
 	case PIN_BENCH_BASE:
 		return !PageCompound(page) && PageAnon(page);
 	case PIN_BENCH_THP:
-		/* The second: mapped by a huge entry and nothing smaller. */
+		/* It must be PMD-mapped only. */
 		return PageCompound(page) && !PageHuge(page) &&
 		       compound_mapcount(page) == 1 &&
 		       page_mapcount(page) == 1;
@@ -153,9 +153,9 @@ static bool right_kind(struct page *page, enum pin_bench_kind kind)
 }
 
 /*
- * The slow walk marks pages accessed, and what that takes depends on how far it
- * got before: take it to the end, where another time changes nothing. A page
- * waits for the others of its pagevec, which has 15, and any may be this one.
+ * Mark a page accessed until it is active and referenced. The slow walk marks
+ * pages accessed, which must cost the same in each round. A page becomes active
+ * when its pagevec is full, after at most 15 calls. Return true on success.
  */
 static bool settle(struct page *page)
 {
@@ -172,7 +172,7 @@ static bool settle(struct page *page)
 	return true;
 }
 
-/* Whether all pages are of one kind, and the lockless walk takes them. */
+/* Return 0 if all pages are of the kind and GUP-fast can get them. */
 static int check_range(const struct pin_bench *b, struct page **pages)
 {
 	unsigned long at, i;
@@ -233,7 +233,7 @@ static int run(struct pin_bench *b, struct page **pages, struct cost *costs)
 		b->take += costs[i].take - nothing.take;
 		b->give += costs[i].give - nothing.give;
 	}
-	/* All the same kind still: nothing was split meanwhile. */
+	/* No page may have been split meanwhile. */
 	return check_range(b, pages);
 }
 
@@ -288,9 +288,10 @@ static int __init pin_bench_init(void)
 	full = rdtsc();
 	local_irq_restore(flags);
 
-	/* A register or two may be saved between the two readings. */
+	/* The compiler may save registers between the two readings. */
 	if (full - empty < NOPS || full - empty > NOPS + 2 * (empty - start)) {
-		pr_err("pin_bench: the TSC does not count instructions, run this under qemu -icount shift=0\n");
+		pr_err("pin_bench: the TSC counts %llu for %d instructions: run this under qemu -icount shift=0\n",
+		       full - empty, NOPS);
 		return -ENODEV;
 	}
 	return misc_register(&pin_bench_device);

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What pin_bench.ko and the program that drives it say to each other. */
+/* The interface of pin_bench.ko to the program that drives it. */
 #ifndef PIN_BENCH_H
 #define PIN_BENCH_H
 
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-/* How the pages are mapped: the module refuses to measure anything else. */
+/* Kinds of mapping. The module refuses to measure pages of another kind. */
 enum pin_bench_kind { PIN_BENCH_BASE, PIN_BENCH_THP, PIN_BENCH_HUGETLB };
 
-/* What is called. */
+/* The measured calls. */
 #define PIN_BENCH_PIN	1	/* pin and unpin, else get and put */
 #define PIN_BENCH_SLOW	2	/* walk under mmap_lock, else lockless */
 #define PIN_BENCH_DIRTY	4	/* dirty the pages when giving them back */
@@ -17,13 +17,13 @@ enum pin_bench_kind { PIN_BENCH_BASE, PIN_BENCH_THP, PIN_BENCH_HUGETLB };
 
 /**
  * struct pin_bench - one measurement
- * @addr: first page of the range
- * @pages: how many, all of them present and writable
- * @batch: pages a call, divides @pages
+ * @addr: address of the first page
+ * @pages: number of pages, all of them present and writable
+ * @batch: pages a call, a divisor of @pages
  * @kind: enum pin_bench_kind
  * @op: PIN_BENCH_PIN, PIN_BENCH_SLOW and PIN_BENCH_DIRTY
- * @take: result: instructions that getting or pinning all pages takes
- * @give: result: instructions that giving them back takes
+ * @take: result: instructions to get or pin all pages
+ * @give: result: instructions to put or unpin them
  */
 struct pin_bench {
 	__u64 addr;
@@ -36,7 +36,7 @@ struct pin_bench {
 	__u64 give;
 };
 
-/* EOPNOTSUPP: this kernel has no pins. EUCLEAN: not the pages you said. */
+/* EOPNOTSUPP: the kernel lacks pins. EUCLEAN: a page is not as described. */
 #define PIN_BENCH_RUN	_IOWR('p', 0xb0, struct pin_bench)
 
 #endif

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Drives pin_bench.ko: prints a line for each measurement, fields separated by
- * tabs: pages a call (and whether they are dirtied), kind of memory, path, what
- * is done (get, put and, if the kernel has them, pin, unpin), and instructions
+ * Drive pin_bench.ko. Print a line for each measurement, with fields separated
+ * by tabs: pages a call (and "dirty" if they are dirtied), kind of memory, path,
+ * operation (get, put and, if the kernel has them, pin, unpin), and instructions
  * a page.
  */
 #include <errno.h>
@@ -27,7 +27,7 @@ static const char *const kinds[] = {
 	[PIN_BENCH_HUGETLB] = "hugetlb",
 };
 
-/* What is measured, for each kind of memory, up to which op. */
+/* The measurements of each kind of memory, with ops 0 to max_op. */
 static const struct way {
 	const char *name;
 	unsigned int pages;
@@ -36,7 +36,7 @@ static const struct way {
 	unsigned int max_op;
 } ways[] = {
 	{ "512", SIZE / PAGE, 512, 0, PIN_BENCH_SLOW | PIN_BENCH_PIN },
-	/* How they were got makes no difference to dirtying: fast will do. */
+	/* Only the fast path: dirtying does not depend on the path. */
 	{ "512 dirty", SIZE / PAGE, 512, PIN_BENCH_DIRTY, PIN_BENCH_PIN },
 	{ "1", 64, 1, 0, PIN_BENCH_SLOW | PIN_BENCH_PIN },
 };
@@ -55,7 +55,7 @@ static void write_file(const char *path, const char *text)
 		die(path);
 }
 
-/* Aligned to what a huge page needs, every page touched. */
+/* Map memory aligned to a huge page and touch every page. */
 static char *memory(enum pin_bench_kind kind)
 {
 	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -76,7 +76,7 @@ static char *memory(enum pin_bench_kind kind)
 	return p;
 }
 
-/* One measurement, two lines; none when the kernel has no pins. */
+/* Measure and print two lines, or none if the kernel lacks pins. */
 static void measure(int fd, char *p, enum pin_bench_kind kind,
 		    const struct way *way, unsigned int op)
 {
@@ -93,8 +93,8 @@ static void measure(int fd, char *p, enum pin_bench_kind kind,
 		if (errno == EOPNOTSUPP && pin)
 			return;
 		if (errno == EUCLEAN)
-			fprintf(stderr, "pin_bench: this memory is not all %s\n",
-				kinds[kind]);
+			fprintf(stderr, "pin_bench: %u pages at %p must be present as %s\n",
+				way->pages, p, kinds[kind]);
 		die("PIN_BENCH_RUN");
 	}
 	printf("%s\t%s\t%s\t%s\t%.4f\n", way->name, kinds[kind],
@@ -113,7 +113,7 @@ int main(void)
 
 	if (fd < 0)
 		die("/dev/pin_bench");
-	/* One more than is used: see memory(). */
+	/* memory() needs one page more for alignment. */
 	write_file("/proc/sys/vm/nr_hugepages", "9");
 	for (kind = 0; kind < ARRAY_SIZE(kinds); kind++)
 		p[kind] = memory(kind);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a process and its device see of a pinned buffer, before and after the
- * process forks. Prints one line a step, "step|value"; exits with 0 if every
- * byte arrived, 1 if not.
+ * Show the values that a process and its device read from a pinned buffer
+ * before and after the process forks. Print one line a step, "step|value". Exit
+ * with 0 if every value is right, 1 if not.
  */
 #include <err.h>
 #include <fcntl.h>
@@ -15,7 +15,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <linux/fake_dma.h>
+#include "fake_dma.h"
 
 static volatile uint64_t *buf;
 static struct fake_dma_xfer xfer;

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * A DMA engine without hardware: pins user memory, maps it for a platform
- * device, and then plays that device with the CPU. Tests of page pinning use
- * it to look at memory from the device's side; see uapi/linux/fake_dma.h.
+ * A DMA engine without hardware. It pins user memory, maps it for a platform
+ * device, and plays that device with the CPU. Tests of page pinning use it to
+ * see memory as a device does; fake_dma.h describes the calls.
  *
- * The device reaches a page through the kernel's own mapping of it, found from
- * struct page, so it goes on using the page it was given, whatever becomes of
- * the page tables of the process.
+ * The device accesses a page by the kernel's mapping of its struct page. So it
+ * keeps using the pinned page after the page tables of the process change.
  */
 #include <linux/dma-mapping.h>
-#include <linux/fake_dma.h>
 #include <linux/fs.h>
 #include <linux/highmem.h>
 #include <linux/hrtimer.h>
@@ -30,7 +28,9 @@
 #include <linux/uaccess.h>
 #include <linux/xarray.h>
 
-/* What this kernel's mm does; a build for another kernel may set less. */
+#include "fake_dma.h"
+
+/* A build for a kernel whose mm lacks a capability defines fewer of them. */
 #ifndef FAKE_DMA_KERNEL_CAPS
 #define FAKE_DMA_KERNEL_CAPS	(FAKE_DMA_CAP_PIN | FAKE_DMA_CAP_MISUSE | \
 				 FAKE_DMA_CAP_UNLOCKED)
@@ -42,12 +42,12 @@
 #define FAKE_DMA_UNPIN_FLAGS	(FAKE_DMA_UNPIN_DIRTY | FAKE_DMA_UNPIN_RANGE | \
 				 FAKE_DMA_UNPIN_MISUSE)
 
-/* An engine's period has to fit into a ktime_t. */
+/* The longest period of an engine that fits into a ktime_t. */
 #define FAKE_DMA_PERIOD_MAX_US	(KTIME_MAX / NSEC_PER_USEC)
 
 /**
- * struct fake_dma_file - an open file, and what was pinned through it
- * @dev:	the device the pages are mapped for
+ * struct fake_dma_file - an open file and its handles
+ * @dev:	device that the pages are mapped for
  * @handles:	struct fake_dma_handle by number; 0 is never used
  */
 struct fake_dma_file {
@@ -57,24 +57,24 @@ struct fake_dma_file {
 
 /**
  * struct fake_dma_handle - a pinned range
- * @ref:	one for the file, as long as the pages are pinned, and one for
- *		each call that looked the handle up
- * @lock:	held for read to use the pages, for write to let them go or to
+ * @ref:	the file holds one while the pages are pinned, and so does each
+ *		call that looked the handle up
+ * @lock:	held for read to use the pages, for write to release them or to
  *		start or stop the engine. Page faults on user buffers happen
  *		under it, so it nests outside mmap_lock.
- * @dev:	the device the pages are mapped for
- * @pages:	the pages; NULL once they were let go
+ * @dev:	device that the pages are mapped for
+ * @pages:	the pages; NULL once they are released
  * @nr_pages:	number of @pages
- * @offset:	of the first pinned byte in the first page
+ * @offset:	offset of the first pinned byte in the first page
  * @len:	bytes pinned
- * @got:	the pages were got, with FAKE_DMA_PIN_GET, and not pinned
+ * @got:	plain references (FAKE_DMA_PIN_GET), not pins
  * @dir:	DMA_BIDIRECTIONAL if the device may write
- * @sgt:	the range as the device sees it
- * @engine:	the engine's thread, or NULL. It uses the pages without @lock:
- *		they are not let go before it was stopped.
- * @stamp:	where in each page the engine writes
+ * @sgt:	the range, mapped for the device
+ * @engine:	thread of the engine, or NULL. It uses the pages without @lock.
+ *		It is stopped before they are released.
+ * @stamp:	offset in each page of the word that the engine writes
  * @period:	time between two rounds of the engine
- * @rounds:	rounds finished; the engine's own until it was stopped
+ * @rounds:	rounds finished; only the engine uses it until it is stopped
  */
 struct fake_dma_handle {
 	struct kref ref;
@@ -103,7 +103,7 @@ static void fake_dma_handle_free(struct kref *ref)
 	kfree(container_of(ref, struct fake_dma_handle, ref));
 }
 
-/* Finds a handle that still has its pages, and locks it. */
+/* Look up a handle that still has its pages, and lock it. */
 static struct fake_dma_handle *fake_dma_get(struct fake_dma_file *file, u32 id,
 					    bool write)
 {
@@ -118,7 +118,7 @@ static struct fake_dma_handle *fake_dma_get(struct fake_dma_file *file, u32 id,
 	if (!h)
 		return ERR_PTR(-ENOENT);
 
-	/* The holder may sleep in a fault on its buffer as long as it likes. */
+	/* The holder may sleep in a page fault for any time. */
 	ret = write ? down_write_killable(&h->lock) :
 		      down_read_killable(&h->lock);
 	if (ret)
@@ -193,7 +193,7 @@ static void fake_dma_release_pages(struct fake_dma_handle *h, u32 flags)
 	h->pages = NULL;
 }
 
-/* Takes the range from the device, and then lets go of its pages. */
+/* Unmap the range for the device, then release its pages. */
 static void fake_dma_release_range(struct fake_dma_handle *h, u32 flags)
 {
 	dma_unmap_sgtable(h->dev, &h->sgt, h->dir, 0);
@@ -202,8 +202,8 @@ static void fake_dma_release_range(struct fake_dma_handle *h, u32 flags)
 }
 
 /*
- * mm_access() and ptrace_may_access() are not there for modules, so the device
- * asks for the capability that would let the caller trace any process.
+ * Get the mm of a process. mm_access() and ptrace_may_access() are not exported
+ * to modules, so require CAP_SYS_PTRACE, which permits tracing any process.
  */
 static struct mm_struct *fake_dma_mm_of(pid_t nr)
 {
@@ -225,13 +225,13 @@ static struct mm_struct *fake_dma_mm_of(pid_t nr)
 	return mm ?: ERR_PTR(-ESRCH);
 }
 
-/* Makes the call that was asked for, which gives its number of pages. */
+/* Make one of the calls under mmap_lock. Return its number of pages. */
 static long fake_dma_call_locked(struct mm_struct *mm, u32 call, bool get,
 				 unsigned long start, unsigned long nr_pages,
 				 unsigned int gup_flags, struct page **pages)
 {
 	int locked = 1;
-	/* A long-term pin cannot let go of the lock on its way. */
+	/* A long-term pin cannot drop the lock. */
 	int *lockedp = gup_flags & FOLL_LONGTERM ? NULL : &locked;
 	long ret;
 
@@ -317,21 +317,21 @@ static int fake_dma_check_pin(const struct fake_dma_pin *arg)
 		return -EINVAL;
 	if (remote ? arg->pid <= 0 : arg->pid != 0)
 		return -EINVAL;
-	/* What mm refuses with a warning: not for user space to cause. */
+	/* mm refuses these with a warning, which users must not trigger. */
 	if (arg->flags & FAKE_DMA_PIN_LONGTERM &&
 	    (arg->flags & FAKE_DMA_PIN_GET ||
 	     arg->call == FAKE_DMA_CALL_LOCKED ||
 	     (arg->call == FAKE_DMA_CALL_UNLOCKED &&
 	      !(FAKE_DMA_KERNEL_CAPS & FAKE_DMA_CAP_UNLOCKED))))
 		return -EINVAL;
-	/* Unless the warning is what the caller is after. */
+	/* Misuse warns on purpose, but mm must report it and survive. */
 	if (arg->flags & FAKE_DMA_PIN_BADFLAGS &&
 	    !(FAKE_DMA_KERNEL_CAPS & FAKE_DMA_CAP_MISUSE))
 		return -EOPNOTSUPP;
 	return 0;
 }
 
-/* Pins the range and maps it for the device: a handle without a number. */
+/* Pin a range and map it for the device. The handle has no number yet. */
 static struct fake_dma_handle *fake_dma_pin_range(struct device *dev,
 						  const struct fake_dma_pin *arg)
 {
@@ -345,7 +345,7 @@ static struct fake_dma_handle *fake_dma_pin_range(struct device *dev,
 	if (ret)
 		return ERR_PTR(ret);
 
-	/* The fast calls count pages in an int. */
+	/* pin_user_pages_fast() counts pages in an int. */
 	if (check_add_overflow(arg->addr, arg->len, &end))
 		return ERR_PTR(-EOVERFLOW);
 	nr_pages = ((end - 1) >> PAGE_SHIFT) - (arg->addr >> PAGE_SHIFT) + 1;
@@ -414,7 +414,7 @@ static int fake_dma_pin(struct fake_dma_file *file, void __user *argp)
 	if (IS_ERR(h))
 		return PTR_ERR(h);
 
-	/* Nobody finds the handle before the caller was told its number. */
+	/* Reserve a number; no call finds the handle before the caller has it. */
 	ret = xa_alloc(&file->handles, &arg.handle, NULL, xa_limit_32b,
 		       GFP_KERNEL_ACCOUNT);
 	if (ret)
@@ -425,7 +425,7 @@ static int fake_dma_pin(struct fake_dma_file *file, void __user *argp)
 		ret = -EFAULT;
 		goto release;
 	}
-	/* Its place is reserved, so this needs no memory. */
+	/* This needs no memory: the entry is reserved. */
 	xa_store(&file->handles, arg.handle, h, GFP_KERNEL_ACCOUNT);
 	return 0;
 
@@ -436,8 +436,8 @@ release:
 }
 
 /*
- * Whether a wrong unpin would take somebody's pin instead of being found out.
- * Who pins just now is not seen: enough for a test that is alone.
+ * Return true if a wrong unpin could drop a pin of another user. It can miss a
+ * concurrent pin, so only a test that runs alone can rely on it.
  */
 static bool fake_dma_maybe_pinned(struct fake_dma_handle *h)
 {
@@ -479,14 +479,14 @@ static int fake_dma_unpin(struct fake_dma_file *file, void __user *argp)
 	} else {
 		xa_erase(&file->handles, arg.handle);
 		fake_dma_release_range(h, arg.flags);
-		/* The file's reference; the one of fake_dma_get() is left. */
+		/* Drop the file's reference; fake_dma_get() holds another. */
 		kref_put(&h->ref, fake_dma_handle_free);
 	}
 	fake_dma_put_write(h);
 	return ret;
 }
 
-/* Moves what lies in one page between @buf and the device's memory. */
+/* Copy bytes within one page between @buf and the device's memory. */
 static void fake_dma_copy(struct fake_dma_handle *h, u64 pos, void *buf,
 			  size_t len, bool write)
 {
@@ -512,7 +512,7 @@ static int fake_dma_xfer_range(struct fake_dma_handle *h,
 	size_t len;
 	int ret = 0;
 
-	/* The user's buffer may fault, and must not while a page is mapped. */
+	/* The user's buffer may fault, but not under kmap_atomic(). */
 	bounce = kmalloc(min_t(u64, arg->len, PAGE_SIZE), GFP_KERNEL_ACCOUNT);
 	if (!bounce)
 		return -ENOMEM;
@@ -565,7 +565,7 @@ static int fake_dma_xfer(struct fake_dma_file *file, void __user *argp,
 	return ret;
 }
 
-/* A round is always finished, so that all pages have the same number. */
+/* Stamp all pages. A round always finishes, so all get the same number. */
 static void fake_dma_round(struct fake_dma_handle *h)
 {
 	u64 pos, end = h->offset + h->len;
@@ -579,7 +579,7 @@ static void fake_dma_round(struct fake_dma_handle *h)
 		if (pos < h->offset)
 			continue;
 		addr = kmap_atomic(page);
-		/* One store: whoever looks sees one number or the other. */
+		/* Use one store: a reader sees the old number or the new. */
 		WRITE_ONCE(*(u64 *)(addr + offset_in_page(pos)), round);
 		flush_dcache_page(page);
 		kunmap_atomic(addr);
@@ -599,7 +599,7 @@ static int fake_dma_engine(void *data)
 			cond_resched();
 			continue;
 		}
-		/* kthread_stop() wakes us, however long the period is. */
+		/* kthread_stop() interrupts the sleep. */
 		set_current_state(TASK_INTERRUPTIBLE);
 		if (!kthread_should_stop())
 			schedule_hrtimeout_range(&h->period, 0,
@@ -784,7 +784,7 @@ static int fake_dma_open(struct inode *inode, struct file *filp)
 	return 0;
 }
 
-/* No call is under way any more: nobody holds a handle, and no lock is needed. */
+/* Needs no lock: no ioctl can be in flight in ->release(). */
 static int fake_dma_release(struct inode *inode, struct file *filp)
 {
 	struct fake_dma_file *file = filp->private_data;
@@ -794,7 +794,7 @@ static int fake_dma_release(struct inode *inode, struct file *filp)
 	xa_for_each(&file->handles, id, h) {
 		if (h->engine)
 			fake_dma_stop_engine(h);
-		/* Who knows what the device wrote. */
+		/* Assume that the device wrote if it could. */
 		fake_dma_release_range(h, fake_dma_may_write(h) ?
 					  FAKE_DMA_UNPIN_DIRTY : 0);
 		kref_put(&h->ref, fake_dma_handle_free);
@@ -821,8 +821,8 @@ static struct miscdevice fake_dma_misc = {
 };
 
 /*
- * Where DMA is bounced (swiotlb=force, encrypted memory) or does not snoop the
- * caches, a device and a CPU that plays one do not see the same bytes.
+ * Fail if DMA is bounced (swiotlb=force, encrypted memory) or does not snoop the
+ * caches. A real device would then see other bytes than the CPU.
  */
 static int __init fake_dma_check_mapping(struct device *dev)
 {
@@ -837,7 +837,7 @@ static int __init fake_dma_check_mapping(struct device *dev)
 		ret = -ENOMEM;
 	} else {
 		if (dma_need_sync(dev, addr)) {
-			dev_err(dev, "DMA is bounced or not coherent here: a CPU cannot play the device\n");
+			dev_err(dev, "the device needs coherent DMA without bounce buffers\n");
 			ret = -ENODEV;
 		}
 		dma_unmap_page(dev, addr, PAGE_SIZE, DMA_BIDIRECTIONAL);
@@ -854,7 +854,7 @@ static int __init fake_dma_probe(struct platform_device *pdev)
 	ret = dma_set_mask_and_coherent(dev, DMA_BIT_MASK(64));
 	if (ret)
 		return ret;
-	/* Neighbouring pages make one segment, however many they are. */
+	/* Let adjacent pages form one segment of any size. */
 	ret = dma_set_max_seg_size(dev, UINT_MAX);
 	if (!ret)
 		ret = dma_set_seg_boundary(dev, ULONG_MAX);
@@ -880,7 +880,7 @@ static struct platform_driver fake_dma_driver = {
 
 static struct platform_device *fake_dma_device;
 
-/* The device comes and goes with the module, and cannot be unbound before. */
+/* Create the device. It cannot be unbound: it lives as long as the module. */
 static int __init fake_dma_init(void)
 {
 	fake_dma_device = platform_create_bundle(&fake_dma_driver,

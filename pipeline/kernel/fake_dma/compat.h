@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What drivers/misc/fake_dma/fake_dma.c needs and a kernel without the series
- * does not have. The build includes it in front of the driver.
+ * Definitions for drivers/misc/fake_dma/fake_dma.c that a kernel without the series
+ * lacks. The build includes them in front of the driver.
  *
  * On stock, pins are stock's own. On the baseline nothing can be pinned: the
  * driver's pins are plain references, and its caps say so. Neither stops

@@ -1,31 +1,32 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the pin_*.c tests share: the calls of /dev/fake_dma and the counters
- * of /proc/vmstat. Calls give 0, or a negative errno.
+ * Helpers of the pin_*.c tests: the calls of /dev/fake_dma, /proc files and
+ * memory. Unless they say otherwise, they return 0 or a negative errno.
  *
- * The names of tests say which promises they hold mm to:
+ * The name of a test lists the promises that it tests:
  *
- *  C1   identity: process and device see each other's bytes, from pin to unpin
- *  C2   isolation: a child sees what was there at fork, and nothing later
- *  C3   accounting: what was pinned can be unpinned, once, and is all given back
- *  C6   cost: who never pinned pays nothing that can be measured
+ *  C1   identity: process and device see each other's bytes from pin to unpin
+ *  C2   isolation: a child sees the bytes of the time of fork, not later ones
+ *  C3   accounting: each pin can be unpinned once, and no pin is left behind
+ *  C6   cost: a process that never pinned pays nothing measurable
  *
- *  R1   a pinned page can be told from one that has references
- *  R2   page_maybe_dma_pinned() never says no to a pinned page
+ *  R1   a pin is distinct from a plain reference
+ *  R2   page_maybe_dma_pinned() returns true for every pinned page
  *  R3   counts do not wrap; a wrong unpin is reported and changes nothing
  *  R4   nr_foll_pin_acquired and nr_foll_pin_released in /proc/vmstat
  *  R5   the calls, their flags and errors
- *  R6   a call that pins a part says how much, and one that fails pins nothing
- *  R7   fork copies what is pinned for the child
- *  R8   fork against the lockless walk
- *  R9   fork that cannot copy fails, without leaks; copies are charged
- *  R10  a pin for reading is of a page that the process has to itself
- *  R11  a write fault leaves a pinned page where it is
- *  R12  so does all else that mm does, or the call fails
- *  R14  what is written after a fork cannot be read by way of a reference
- *  R15  what can be seen: counters, smaps, kpageflags, trace events
- *  R16  reclaim does not take pinned pages
- *  R21  FOLL_LONGTERM refuses what a filesystem must be able to take back
+ *  R6   a partial pin returns its number of pages; a failed call pins nothing
+ *  R7   fork copies pinned pages for the child
+ *  R8   fork against GUP-fast
+ *  R9   if fork cannot copy, it fails without leaks; copies are charged
+ *  R10  an R/O pin is taken on an exclusive page
+ *  R11  a write fault reuses a pinned page
+ *  R12  any other operation of mm leaves a pinned page in place, or fails
+ *  R14  a reference from before fork cannot read bytes written after it
+ *  R15  pins are visible in counters, smaps, kpageflags and trace events
+ *  R16  reclaim leaves pinned pages alone
+ *  R21  FOLL_LONGTERM refuses memory that a filesystem must take back
+ *  R22  FOLL_LONGTERM first moves pages out of CMA and ZONE_MOVABLE
  */
 #ifndef PIN_UTIL_H
 #define PIN_UTIL_H
@@ -43,12 +44,12 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-#include <linux/fake_dma.h>
 #include <linux/kernel-page-flags.h>
 
+#include "../../../../drivers/misc/fake_dma/fake_dma.h"
 #include "../kselftest.h"
 
-/* Only what hangs is to be stopped: an emulator may be slow, and busy. */
+/* Stop only tests that hang: an emulator may be slow and busy. */
 #undef TEST_TIMEOUT_DEFAULT
 #define TEST_TIMEOUT_DEFAULT	300
 
@@ -57,7 +58,7 @@
 #define PAGE		4096UL
 #define HUGE_PAGE	(2UL << 20)
 
-/* A file descriptor, or a negative errno: -ENOENT without the driver. */
+/* Open the device. Return a file descriptor or a negative errno. */
 static inline int pin_open(void)
 {
 	int fd = open(PIN_DEVICE, O_RDWR | O_CLOEXEC);
@@ -70,19 +71,19 @@ static inline int pin_ioctl(int fd, unsigned long cmd, void *arg)
 	return ioctl(fd, cmd, arg) ? -errno : 0;
 }
 
-/* Ends the program as skipped where there is no device: for the top of main(). */
+/* Skip the whole program if there is no device. Call it first in main(). */
 static inline void pin_need_device(void)
 {
 	int fd = pin_open();
 
 	if (fd < 0) {
 		ksft_print_header();
-		ksft_exit_skip("%s: %s\n", PIN_DEVICE, strerror(-fd));
+		ksft_exit_skip("cannot open %s: %s\n", PIN_DEVICE, strerror(-fd));
 	}
 	close(fd);
 }
 
-/* FAKE_DMA_CAP_*, none where the driver cannot be asked. */
+/* Return FAKE_DMA_CAP_* flags, or 0 if the call fails. */
 static inline uint32_t pin_caps(int fd)
 {
 	struct fake_dma_caps caps = { 0 };
@@ -90,7 +91,7 @@ static inline uint32_t pin_caps(int fd)
 	return pin_ioctl(fd, FAKE_DMA_CAPS, &caps) ? 0 : caps.caps;
 }
 
-/* Pins memory of process @pid with FAKE_DMA_CALL_REMOTE. */
+/* Pin memory of process @pid with FAKE_DMA_CALL_REMOTE. */
 static inline int pin_range_pid(int fd, pid_t pid, const void *addr, size_t len,
 				uint32_t flags, uint32_t *handle)
 {
@@ -107,7 +108,7 @@ static inline int pin_range_pid(int fd, pid_t pid, const void *addr, size_t len,
 	return ret;
 }
 
-/* Pins our own memory; @call is any FAKE_DMA_CALL_* but the remote one. */
+/* Pin our own memory by any FAKE_DMA_CALL_* but the remote one. */
 static inline int pin_range(int fd, const void *addr, size_t len,
 			    uint32_t flags, uint32_t call, uint32_t *handle)
 {
@@ -124,8 +125,8 @@ static inline int pin_range(int fd, const void *addr, size_t len,
 }
 
 /*
- * Keeps what can be pinned of a range: gives the number of pages, and the
- * handle of @pin, whose other fields say what to pin.
+ * Pin as much of the range in @pin as possible and set its handle. Return the
+ * number of pages or a negative errno.
  */
 static inline long long pin_partial(int fd, struct fake_dma_pin *pin)
 {
@@ -143,7 +144,7 @@ static inline int pin_unpin(int fd, uint32_t handle, uint32_t flags)
 	return pin_ioctl(fd, FAKE_DMA_UNPIN, &unpin);
 }
 
-/* The device writes @len bytes of @buf to its pages, from byte @offset on. */
+/* Make the device write @len bytes of @buf at @offset of its pinned range. */
 static inline int pin_write(int fd, uint32_t handle, uint64_t offset,
 			    const void *buf, size_t len)
 {
@@ -157,7 +158,7 @@ static inline int pin_write(int fd, uint32_t handle, uint64_t offset,
 	return pin_ioctl(fd, FAKE_DMA_WRITE, &xfer);
 }
 
-/* The device reads its pages, and @buf is what it saw. */
+/* Make the device read @len bytes at @offset of its pinned range into @buf. */
 static inline int pin_read(int fd, uint32_t handle, uint64_t offset,
 			   void *buf, size_t len)
 {
@@ -183,7 +184,7 @@ static inline int pin_start(int fd, uint32_t handle, uint32_t offset,
 	return pin_ioctl(fd, FAKE_DMA_START, &start);
 }
 
-/* @rounds may be NULL. */
+/* Stop the engine. Set @rounds, which may be NULL, to its number of rounds. */
 static inline int pin_stop(int fd, uint32_t handle, uint64_t *rounds)
 {
 	struct fake_dma_stop stop = { .handle = handle };
@@ -207,7 +208,7 @@ static inline int pin_query(int fd, uint32_t handle, uint64_t first,
 	return pin_ioctl(fd, FAKE_DMA_QUERY, &query);
 }
 
-/* For the files of proc, sysfs and cgroups */
+/* Write @text to a file of proc, sysfs or a cgroup. */
 static inline int pin_write_file(const char *name, const char *text)
 {
 	int fd = open(name, O_WRONLY | O_CLOEXEC), ret = 0;
@@ -220,7 +221,7 @@ static inline int pin_write_file(const char *name, const char *text)
 	return ret;
 }
 
-/* The number that a line of a file has after @name, or -1 without such a line. */
+/* Return the number after @name at the start of a line in the file, or -1. */
 static inline long long pin_number(const char *path, const char *name)
 {
 	long long value, found = -1;
@@ -238,8 +239,8 @@ static inline long long pin_number(const char *path, const char *name)
 }
 
 /*
- * One counter of /proc/vmstat, or -1 where the kernel does not have it. CPUs
- * keep a part of it to themselves for a second or so: stat_refresh collects.
+ * Return a counter of /proc/vmstat, or -1 if the kernel lacks it. CPUs keep
+ * differences for about a second; stat_refresh adds them up first.
  */
 static inline long long pin_vmstat(const char *name)
 {
@@ -253,14 +254,14 @@ static inline long long pin_vmstat(const char *name)
 	return pin_number("/proc/vmstat", name);
 }
 
-/* How many pins are held in the whole machine now. */
+/* Return the number of pins held in the whole machine. */
 static inline long long pin_held(void)
 {
 	return pin_vmstat("nr_foll_pin_acquired") -
 	       pin_vmstat("nr_foll_pin_released");
 }
 
-/* The number that is all of a file, or -1. */
+/* Return the number in a file that has nothing else, or -1. */
 static inline long pin_file_number(const char *name)
 {
 	FILE *file = fopen(name, "r");
@@ -282,7 +283,7 @@ static inline int pin_write_number(const char *name, long value)
 	return pin_write_file(name, text);
 }
 
-/* Numbers that files hold, to be as before when the program ends. */
+/* Numbers in files, to be restored when the program ends. */
 static struct {
 	const char *name;
 	long value;
@@ -297,8 +298,8 @@ static inline void pin_put_back(void)
 }
 
 /*
- * For main(), before the tests, which may fail and leave anything behind: the
- * number that the file holds now is put back when the program ends.
+ * Restore the number in the file when the program ends, as tests that fail do
+ * not clean up. Call it in main() before the tests.
  */
 static inline void pin_keep(const char *name)
 {
@@ -314,7 +315,7 @@ static inline void pin_keep(const char *name)
 
 #define PIN_POOL	"/proc/sys/vm/nr_hugepages"
 
-/* Sets the size of the pool of huge pages, and says what it was. */
+/* Set the size of the huge page pool. Return its old size. */
 static inline long pin_set_pool(long nr)
 {
 	long old = pin_file_number(PIN_POOL);
@@ -323,7 +324,7 @@ static inline long pin_set_pool(long nr)
 	return old;
 }
 
-/* Memory for anonymous pages; NULL if there is none. */
+/* Map anonymous memory. Return NULL on failure. */
 static inline void *pin_map(size_t len, int flags)
 {
 	void *mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
@@ -332,7 +333,7 @@ static inline void *pin_map(size_t len, int flags)
 	return mem == MAP_FAILED ? NULL : mem;
 }
 
-/* The same, mapped by page table entries whatever the settings for THP are. */
+/* Map anonymous memory that never gets THPs. Return NULL on failure. */
 static inline void *pin_map_small(size_t nr_pages)
 {
 	void *mem = pin_map(nr_pages * PAGE, MAP_PRIVATE);
@@ -342,7 +343,7 @@ static inline void *pin_map_small(size_t nr_pages)
 	return mem;
 }
 
-/* Transparent huge pages, touched; NULL if they could not be had. */
+/* Map @nr THPs and fault them in. Return NULL if any of them is not huge. */
 static inline void *pin_map_thp(int fd, size_t nr)
 {
 	char *mem = pin_map((nr + 1) * HUGE_PAGE, MAP_PRIVATE);
@@ -368,7 +369,7 @@ static inline void *pin_map_thp(int fd, size_t nr)
 	return mem;
 }
 
-/* Entries of a process' pagemap, from that of @addr on */
+/* Read @nr pagemap entries of a process from @addr on. Return true if read. */
 static inline bool pin_pagemaps(pid_t pid, const void *addr, size_t nr,
 				uint64_t *entry)
 {
@@ -387,7 +388,7 @@ static inline bool pin_pagemaps(pid_t pid, const void *addr, size_t nr,
 	return ret;
 }
 
-/* One of them; 0, as of nothing mapped, if the process has none. */
+/* Return the pagemap entry of an address, or 0 if it cannot be read. */
 static inline uint64_t pin_pagemap(pid_t pid, const void *addr)
 {
 	uint64_t entry;
@@ -395,19 +396,19 @@ static inline uint64_t pin_pagemap(pid_t pid, const void *addr)
 	return pin_pagemaps(pid, addr, 1, &entry) ? entry : 0;
 }
 
-/* The page that an entry is of, 0 for none */
+/* Return the PFN in a pagemap entry, or 0 if no page is present. */
 static inline uint64_t pin_pfn_of(uint64_t entry)
 {
 	return entry >> 63 ? entry & ((1ULL << 55) - 1) : 0;
 }
 
-/* The page a process has mapped at an address, 0 for none. */
+/* Return the PFN that a process maps at an address, or 0. */
 static inline uint64_t pin_pfn(pid_t pid, const void *addr)
 {
 	return pin_pfn_of(pin_pagemap(pid, addr));
 }
 
-/* The pages we have mapped from @mem on, 0 where there is none. */
+/* Read the PFNs that we map from @mem on, 0 for no page. Return true if read. */
 static inline bool pin_pfns(const char *mem, size_t nr, uint64_t *pfn)
 {
 	size_t i;
@@ -419,7 +420,7 @@ static inline bool pin_pfns(const char *mem, size_t nr, uint64_t *pfn)
 	return true;
 }
 
-/* What /proc/kpageflags or kpagecount has of a page, 0 for nothing. */
+/* Return a page's entry in /proc/kpageflags or kpagecount, or 0. */
 static inline uint64_t pin_page_number(const char *name, uint64_t pfn)
 {
 	int fd = open(name, O_RDONLY | O_CLOEXEC);
@@ -434,26 +435,26 @@ static inline uint64_t pin_page_number(const char *name, uint64_t pfn)
 	return number;
 }
 
-/* Whether a page has a flag, KPF_*. */
+/* Return true if a page has a KPF_* flag. */
 static inline bool pin_page_has(uint64_t pfn, int flag)
 {
 	return pin_page_number("/proc/kpageflags", pfn) >> flag & 1;
 }
 
-/* An anonymous page that nobody maps is pinned, swapped, or lost. */
+/* Return true if an unmapped anonymous page is pinned, in swap, or leaked. */
 static inline bool pin_page_lost(uint64_t pfn)
 {
 	return pin_page_has(pfn, KPF_ANON) &&
 	       !pin_page_number("/proc/kpagecount", pfn);
 }
 
-/* Whether we wrote to the page at @mem since clear_refs. */
+/* Return 1 if we wrote to the page at @mem since clear_refs, else 0. */
 static inline int pin_soft_dirty(const void *mem)
 {
 	return pin_pagemap(getpid(), mem) >> 55 & 1;
 }
 
-/* A word that the device and other processes look at, too. */
+/* Store a word that the device and other processes read concurrently. */
 static inline void pin_set(void *mem, uint64_t value)
 {
 	__atomic_store_n((uint64_t *)mem, value, __ATOMIC_RELAXED);
@@ -464,10 +465,10 @@ static inline uint64_t pin_get(const void *mem)
 	return __atomic_load_n((const uint64_t *)mem, __ATOMIC_RELAXED);
 }
 
-/* The words that tell a buffer: one in each cache line. */
+/* Distance of the words that pin_fill() sets: one in each cache line. */
 #define PIN_STRIDE	(64 / sizeof(uint64_t))
 
-/* Each of these words gets to tell its place in the buffer, and the seed. */
+/* Set these words of a buffer to values of their position and @seed. */
 static inline void pin_fill(void *buf, size_t nr_pages, uint32_t seed)
 {
 	size_t i, nr = nr_pages * PAGE / sizeof(uint64_t);
@@ -477,7 +478,7 @@ static inline void pin_fill(void *buf, size_t nr_pages, uint32_t seed)
 		pin_set(word + i, (uint64_t)seed << 32 | i);
 }
 
-/* The first page that is not as pin_fill() made it, or -1. */
+/* Return the index of the first page that differs from pin_fill(), or -1. */
 static inline long pin_differs(const void *buf, size_t nr_pages, uint32_t seed)
 {
 	size_t i, nr = nr_pages * PAGE / sizeof(uint64_t);
