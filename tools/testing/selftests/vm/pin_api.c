@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The pin_user_pages() family: what each member pins and refuses (R5, R6), and
- * how the pins of each kind of memory are counted (R1 to R4, C3).
+ * Test the pin_user_pages() family: the ranges that each member pins and
+ * refuses (R5, R6), and the counts of pins for each kind of memory (R1 to R4,
+ * C3).
  */
 #define _GNU_SOURCE
 #include <limits.h>
@@ -14,7 +15,7 @@
 #define NR_PAGES	8
 #define BIAS		1024	/* GUP_PIN_COUNTING_BIAS */
 
-/* References come and go with the caches of the LRU: a few are no evidence. */
+/* The LRU caches hold a few references for a while: ignore this many. */
 #define NOISE		8
 
 static const uint32_t unpins[] = {
@@ -24,9 +25,9 @@ static const uint32_t unpins[] = {
 	FAKE_DMA_UNPIN_RANGE | FAKE_DMA_UNPIN_DIRTY,
 };
 
-/* Any member of the family, on our own memory. */
-static int take(int dev, uint32_t call, const void *mem, size_t nr,
-		uint32_t flags, uint32_t *handle)
+/* Pin @nr pages of our own memory by any member of the family. */
+static int pin_buffer(int dev, uint32_t call, const void *mem, size_t nr,
+		      uint32_t flags, uint32_t *handle)
 {
 	if (call == FAKE_DMA_CALL_REMOTE)
 		return pin_range_pid(dev, getpid(), mem, nr * PAGE, flags,
@@ -34,8 +35,9 @@ static int take(int dev, uint32_t call, const void *mem, size_t nr,
 	return pin_range(dev, mem, nr * PAGE, flags, call, handle);
 }
 
-static long long take_partial(int dev, uint32_t call, const void *mem,
-			      size_t nr, uint32_t flags, uint32_t *handle)
+/* Pin up to @nr pages. Return their number or a negative errno. */
+static long long pin_buffer_partial(int dev, uint32_t call, const void *mem,
+				    size_t nr, uint32_t flags, uint32_t *handle)
 {
 	struct fake_dma_pin pin = {
 		.addr = (uintptr_t)mem,
@@ -50,7 +52,7 @@ static long long take_partial(int dev, uint32_t call, const void *mem,
 	return ret;
 }
 
-/* What the device and the process see, both ways. */
+/* Expect process and device to access the same pages, in both directions. */
 static void expect_identity(struct __test_metadata *_metadata, int dev,
 			    uint32_t handle, void *mem, size_t nr)
 {
@@ -67,8 +69,8 @@ static void expect_identity(struct __test_metadata *_metadata, int dev,
 	munmap(bounce, nr * PAGE);
 }
 
-/* The first page of @mem as it is, whoever has pinned it or not. */
-static struct fake_dma_page look(int dev, const void *mem)
+/* Return the state of the first page of @mem, which may be pinned or not. */
+static struct fake_dma_page look_at_page(int dev, const void *mem)
 {
 	struct fake_dma_page page = { 0 };
 	uint32_t handle;
@@ -82,7 +84,7 @@ static struct fake_dma_page look(int dev, const void *mem)
 }
 
 /*
- * Each member of the family.
+ * Test each member of the family.
  */
 FIXTURE(api) {
 	int dev;
@@ -129,7 +131,7 @@ FIXTURE_SETUP(api)
 	self->held = pin_held();
 }
 
-/* R4: whatever a test did, it has given back what it took. */
+/* R4: each test has dropped all its pins. */
 FIXTURE_TEARDOWN(api)
 {
 	EXPECT_EQ(self->held, pin_held());
@@ -140,8 +142,8 @@ TEST_F(api, R5_device_and_process_see_the_same)
 	struct fake_dma_page pages[NR_PAGES];
 	int i;
 
-	ASSERT_EQ(0, take(self->dev, variant->call, self->mem, NR_PAGES,
-			  FAKE_DMA_PIN_WRITE, &self->handle));
+	ASSERT_EQ(0, pin_buffer(self->dev, variant->call, self->mem, NR_PAGES,
+				FAKE_DMA_PIN_WRITE, &self->handle));
 	expect_identity(_metadata, self->dev, self->handle, self->mem,
 			NR_PAGES);
 	ASSERT_EQ(0, pin_query(self->dev, self->handle, 0, NR_PAGES, pages));
@@ -156,8 +158,8 @@ TEST_F(api, R5_read_only)
 	char byte = 0;
 
 	ASSERT_EQ(0, mprotect(self->mem, NR_PAGES * PAGE, PROT_READ));
-	ASSERT_EQ(0, take(self->dev, variant->call, self->mem, NR_PAGES, 0,
-			  &self->handle));
+	ASSERT_EQ(0, pin_buffer(self->dev, variant->call, self->mem, NR_PAGES,
+				0, &self->handle));
 	EXPECT_EQ(0, pin_read(self->dev, self->handle, 0, &byte, 1));
 	EXPECT_EQ(self->mem[0], byte);
 	EXPECT_EQ(-EPERM, pin_write(self->dev, self->handle, 0, &byte, 1));
@@ -167,8 +169,9 @@ TEST_F(api, R5_read_only)
 TEST_F(api, R5_write_needs_a_writable_mapping)
 {
 	ASSERT_EQ(0, mprotect(self->mem, NR_PAGES * PAGE, PROT_READ));
-	EXPECT_EQ(-EFAULT, take(self->dev, variant->call, self->mem, NR_PAGES,
-				FAKE_DMA_PIN_WRITE, &self->handle));
+	EXPECT_EQ(-EFAULT, pin_buffer(self->dev, variant->call, self->mem,
+				      NR_PAGES, FAKE_DMA_PIN_WRITE,
+				      &self->handle));
 }
 
 TEST_F(api, R4_every_pin_and_every_unpin_is_counted)
@@ -180,9 +183,9 @@ TEST_F(api, R4_every_pin_and_every_unpin_is_counted)
 	ASSERT_LE(0, acquired);
 	ASSERT_LE(0, released);
 	for (i = 0; i < ARRAY_SIZE(unpins); i++) {
-		ASSERT_EQ(0, take(self->dev, variant->call, self->mem,
-				  NR_PAGES, FAKE_DMA_PIN_WRITE,
-				  &self->handle));
+		ASSERT_EQ(0, pin_buffer(self->dev, variant->call, self->mem,
+					NR_PAGES, FAKE_DMA_PIN_WRITE,
+					&self->handle));
 		acquired += NR_PAGES;
 		EXPECT_EQ(acquired, pin_vmstat("nr_foll_pin_acquired"));
 		EXPECT_EQ(released, pin_vmstat("nr_foll_pin_released"));
@@ -193,24 +196,24 @@ TEST_F(api, R4_every_pin_and_every_unpin_is_counted)
 	}
 }
 
-/* R1, R2: pins are told from references, also where there are both. */
+/* R1, R2: pins and references are distinct, even on the same page. */
 TEST_F(api, R1_R2_pins_are_told_from_references)
 {
-	struct fake_dma_page page, before = look(self->dev, self->mem);
+	struct fake_dma_page page, before = look_at_page(self->dev, self->mem);
 	uint32_t pin[5], get[7];
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(get); i++)
-		ASSERT_EQ(0, take(self->dev, variant->call, self->mem, 1,
-				  FAKE_DMA_PIN_GET | FAKE_DMA_PIN_WRITE,
-				  &get[i]));
+		ASSERT_EQ(0, pin_buffer(self->dev, variant->call, self->mem, 1,
+					FAKE_DMA_PIN_GET | FAKE_DMA_PIN_WRITE,
+					&get[i]));
 	ASSERT_EQ(0, pin_query(self->dev, get[0], 0, 1, &page));
 	EXPECT_EQ(0, page.pincount);
 	EXPECT_EQ(0, page.flags & FAKE_DMA_PAGE_MAYBE_PINNED);
 
 	for (i = 0; i < ARRAY_SIZE(pin); i++) {
-		ASSERT_EQ(0, take(self->dev, variant->call, self->mem, 1,
-				  FAKE_DMA_PIN_WRITE, &pin[i]));
+		ASSERT_EQ(0, pin_buffer(self->dev, variant->call, self->mem, 1,
+					FAKE_DMA_PIN_WRITE, &pin[i]));
 		ASSERT_EQ(0, pin_query(self->dev, pin[0], 0, 1, &page));
 		EXPECT_EQ(i + 1, page.pincount);
 		EXPECT_NE(0, page.flags & FAKE_DMA_PAGE_MAYBE_PINNED);
@@ -225,15 +228,16 @@ TEST_F(api, R1_R2_pins_are_told_from_references)
 
 	for (i = 0; i < ARRAY_SIZE(pin); i++)
 		ASSERT_EQ(0, pin_unpin(self->dev, pin[i], 0));
-	page = look(self->dev, self->mem);
+	page = look_at_page(self->dev, self->mem);
 	EXPECT_EQ(0, page.pincount);
 	EXPECT_EQ(0, page.flags & FAKE_DMA_PAGE_MAYBE_PINNED);
 	EXPECT_GE(before.refcount + NOISE, page.refcount);
 }
 
-/* Something in the way, at page 0 or at page 5: how many get pinned. */
+/* The page of a buffer that cannot be pinned; page 0 is the other choice. */
 #define AT	5
 
+/* Expect a pin to fail at page @at, and a partial pin to stop there. */
 static void expect_stops_at(struct __test_metadata *_metadata, int dev,
 			    uint32_t call, char *mem, size_t at)
 {
@@ -242,11 +246,11 @@ static void expect_stops_at(struct __test_metadata *_metadata, int dev,
 	uint32_t handle;
 	size_t i;
 
-	EXPECT_EQ(-EFAULT, take(dev, call, mem, NR_PAGES, FAKE_DMA_PIN_WRITE,
-				&handle));
+	EXPECT_EQ(-EFAULT, pin_buffer(dev, call, mem, NR_PAGES,
+				      FAKE_DMA_PIN_WRITE, &handle));
 	EXPECT_EQ(held, pin_held());
-	ASSERT_EQ(expected, take_partial(dev, call, mem, NR_PAGES,
-					 FAKE_DMA_PIN_WRITE, &handle));
+	ASSERT_EQ(expected, pin_buffer_partial(dev, call, mem, NR_PAGES,
+					       FAKE_DMA_PIN_WRITE, &handle));
 	if (!at) {
 		EXPECT_EQ(held, pin_held());
 		return;
@@ -281,14 +285,14 @@ TEST_F(api, R6_not_writable)
 {
 	ASSERT_EQ(0, mprotect(self->mem + AT * PAGE, PAGE, PROT_READ));
 	expect_stops_at(_metadata, self->dev, variant->call, self->mem, AT);
-	ASSERT_EQ(0, take(self->dev, variant->call, self->mem, NR_PAGES, 0,
-			  &self->handle));
+	ASSERT_EQ(0, pin_buffer(self->dev, variant->call, self->mem, NR_PAGES,
+				0, &self->handle));
 	ASSERT_EQ(0, pin_unpin(self->dev, self->handle, 0));
 	ASSERT_EQ(0, mprotect(self->mem, PAGE, PROT_READ));
 	expect_stops_at(_metadata, self->dev, variant->call, self->mem, 0);
 }
 
-/* A page past the end of the file: a fault on it would be a SIGBUS. */
+/* A pin stops at the end of the file, where a fault would give SIGBUS. */
 TEST_F(api, R6_end_of_file)
 {
 	int fd = memfd_create("pin_api", MFD_CLOEXEC);
@@ -304,7 +308,7 @@ TEST_F(api, R6_end_of_file)
 	expect_stops_at(_metadata, self->dev, variant->call, mem, 0);
 }
 
-/* Only fast_only() does not fault pages in, so that it never sleeps. */
+/* All calls but fast_only() fault pages in; fast_only() must not sleep. */
 TEST_F(api, R5_not_present)
 {
 	char *mem = pin_map_small(NR_PAGES);
@@ -316,15 +320,15 @@ TEST_F(api, R5_not_present)
 		expect_stops_at(_metadata, self->dev, variant->call, mem, AT);
 		EXPECT_EQ(0, pin_pfn(getpid(), mem + AT * PAGE));
 	} else {
-		ASSERT_EQ(0, take(self->dev, variant->call, mem, NR_PAGES,
-				  FAKE_DMA_PIN_WRITE, &self->handle));
+		ASSERT_EQ(0, pin_buffer(self->dev, variant->call, mem, NR_PAGES,
+					FAKE_DMA_PIN_WRITE, &self->handle));
 		expect_identity(_metadata, self->dev, self->handle, mem,
 				NR_PAGES);
 		ASSERT_EQ(0, pin_unpin(self->dev, self->handle, 0));
 	}
 }
 
-/* A pin for writing is taken on a page that the process has to itself. */
+/* A write pin of a shared page copies the page first. */
 TEST_F(api, C1_write_pin_of_a_page_shared_with_a_child)
 {
 	uint64_t theirs;
@@ -335,8 +339,8 @@ TEST_F(api, C1_write_pin_of_a_page_shared_with_a_child)
 		_exit(pause());
 	theirs = pin_pfn(child, self->mem);
 	ASSERT_EQ(pin_pfn(getpid(), self->mem), theirs);
-	ret = take(self->dev, variant->call, self->mem, NR_PAGES,
-		   FAKE_DMA_PIN_WRITE, &self->handle);
+	ret = pin_buffer(self->dev, variant->call, self->mem, NR_PAGES,
+			 FAKE_DMA_PIN_WRITE, &self->handle);
 	if (variant->call == FAKE_DMA_CALL_FAST_ONLY) {
 		EXPECT_EQ(-EFAULT, ret);
 	} else {
@@ -351,7 +355,7 @@ TEST_F(api, C1_write_pin_of_a_page_shared_with_a_child)
 	waitpid(child, NULL, 0);
 }
 
-/* More than one batch of any implementation. */
+/* The range is longer than a batch of any implementation. */
 TEST_F(api, R5_many_pages)
 {
 	const size_t nr = 3000;
@@ -359,22 +363,22 @@ TEST_F(api, R5_many_pages)
 
 	ASSERT_NE(NULL, mem);
 	pin_fill(mem, nr, 1);
-	ASSERT_EQ(0, take(self->dev, variant->call, mem, nr,
-			  FAKE_DMA_PIN_WRITE, &self->handle));
+	ASSERT_EQ(0, pin_buffer(self->dev, variant->call, mem, nr,
+				FAKE_DMA_PIN_WRITE, &self->handle));
 	EXPECT_EQ(self->held + (long long)nr, pin_held());
 	expect_identity(_metadata, self->dev, self->handle, mem, nr);
 	ASSERT_EQ(0, pin_unpin(self->dev, self->handle,
 			       FAKE_DMA_UNPIN_DIRTY));
 }
 
-/* R1, C3: the device has its page until the unpin, whatever was unmapped. */
+/* R1, C3: the device keeps an unmapped page until the unpin. */
 TEST_F(api, C3_unmapped_while_pinned)
 {
 	char *bounce = pin_map_small(NR_PAGES);
 
 	ASSERT_NE(NULL, bounce);
-	ASSERT_EQ(0, take(self->dev, variant->call, self->mem, NR_PAGES,
-			  FAKE_DMA_PIN_WRITE, &self->handle));
+	ASSERT_EQ(0, pin_buffer(self->dev, variant->call, self->mem, NR_PAGES,
+				FAKE_DMA_PIN_WRITE, &self->handle));
 	pin_fill(self->mem, NR_PAGES, 2);
 	ASSERT_EQ(0, munmap(self->mem, NR_PAGES * PAGE));
 	ASSERT_EQ(0, pin_read(self->dev, self->handle, 0, bounce,
@@ -392,7 +396,7 @@ TEST_F(api, C3_unmapped_while_pinned)
 			       FAKE_DMA_UNPIN_DIRTY));
 }
 
-/* Reads as zeros, and the pins of what may be the zero page balance. */
+/* Untouched memory reads as zeros, and pins of the zero page balance. */
 TEST_F(api, R4_R5_read_pin_of_untouched_memory)
 {
 	char *mem = pin_map_small(NR_PAGES);
@@ -403,9 +407,9 @@ TEST_F(api, R4_R5_read_pin_of_untouched_memory)
 	for (i = 0; i < NR_PAGES; i++)
 		ASSERT_EQ(0, pin_get(mem + i * PAGE));
 	for (round = 0; round < 3; round++) {
-		ret = take(self->dev, variant->call, mem, NR_PAGES, 0,
-			   &self->handle);
-		/* The fast path alone need not know the zero page. */
+		ret = pin_buffer(self->dev, variant->call, mem, NR_PAGES, 0,
+				 &self->handle);
+		/* GUP-fast may refuse the zero page. */
 		if (variant->call == FAKE_DMA_CALL_FAST_ONLY && ret == -EFAULT)
 			break;
 		ASSERT_EQ(0, ret);
@@ -422,7 +426,7 @@ TEST_F(api, R4_R5_read_pin_of_untouched_memory)
 }
 
 /*
- * Each kind of memory.
+ * Test each kind of memory.
  */
 enum memory { ANON, THP, HUGETLB, SHMEM, PRIVATE_FILE, PRIVATE_FILE_COPY };
 
@@ -430,14 +434,14 @@ FIXTURE(kind) {
 	int dev;
 	char *mem;
 	size_t nr;		/* pages of mem */
-	size_t compound;	/* pages that share an exact count; 0: none do */
-	int hugetlb;		/* such pages before the test; -1: no matter */
+	size_t compound;	/* pages of a compound page, 0 for base pages */
+	int hugetlb;		/* huge page pool before the test, or -1 */
 	long long held;
 };
 
 FIXTURE_VARIANT(kind) {
 	enum memory memory;
-	uint32_t flags;		/* of a pin that can be had */
+	uint32_t flags;		/* flags that this memory can be pinned with */
 };
 
 FIXTURE_VARIANT_ADD(kind, anon) {
@@ -541,13 +545,13 @@ FIXTURE_SETUP(kind)
 	ASSERT_LE(0, self->dev);
 	self->hugetlb = -1;
 	if (variant->memory == HUGETLB) {
-		/* Enough for two mappings: there is a test that makes one. */
+		/* Enough for two mappings: one test maps memory itself. */
 		self->hugetlb = pin_file_number(PIN_POOL);
 		pin_set_pool(self->hugetlb + 4);
 	}
 	self->mem = map_kind(self->dev, variant->memory, &self->nr);
 	if (!self->mem)
-		SKIP(_exit(255), "the machine has no huge pages to spare");
+		SKIP(_exit(255), "cannot map two huge pages");
 	if (variant->memory == THP || variant->memory == HUGETLB)
 		self->compound = HUGE_PAGE / PAGE;
 	self->held = pin_held();
@@ -561,7 +565,7 @@ FIXTURE_TEARDOWN(kind)
 		pin_set_pool(self->hugetlb);
 }
 
-/* A long-term pin cannot let go of the mmap lock for its caller. */
+/* Return true if a call takes @flags. A long-term pin cannot drop mmap_lock. */
 static bool can_be_called(int dev, uint32_t call, uint32_t flags)
 {
 	if (!(flags & FAKE_DMA_PIN_LONGTERM))
@@ -581,18 +585,19 @@ TEST_F(kind, R4_each_call_balances_with_each_unpin)
 		if (!can_be_called(self->dev, call, variant->flags))
 			continue;
 		for (i = 0; i < ARRAY_SIZE(unpins); i++) {
-			ASSERT_EQ(0, take(self->dev, call, self->mem, self->nr,
-					  variant->flags, &handle));
+			ASSERT_EQ(0, pin_buffer(self->dev, call, self->mem,
+						self->nr, variant->flags,
+						&handle));
 			acquired += self->nr;
 			EXPECT_EQ(acquired, pin_vmstat("nr_foll_pin_acquired"));
 			ASSERT_EQ(0, pin_unpin(self->dev, handle, unpins[i]));
 			EXPECT_EQ(self->held, pin_held());
 		}
 	}
-	EXPECT_EQ(0, look(self->dev, self->mem).pincount);
+	EXPECT_EQ(0, look_at_page(self->dev, self->mem).pincount);
 }
 
-/* Parts of a range, across the border of two huge pages if there is one. */
+/* Pin parts of the memory, also across the border of two huge pages. */
 TEST_F(kind, R1_R5_parts_are_pinned_and_counted)
 {
 	const struct { size_t first, nr; } parts[] = {
@@ -618,13 +623,13 @@ TEST_F(kind, R1_R5_parts_are_pinned_and_counted)
 		char *mem = self->mem + first * PAGE;
 
 		c = i % ARRAY_SIZE(calls);
-		refs = look(self->dev, mem).refcount;
-		ASSERT_EQ(0, take(self->dev, calls[c], mem, nr, variant->flags,
-				  &handle));
+		refs = look_at_page(self->dev, mem).refcount;
+		ASSERT_EQ(0, pin_buffer(self->dev, calls[c], mem, nr,
+					variant->flags, &handle));
 		ASSERT_EQ(0, pin_query(self->dev, handle, 0, nr, pages));
 		for (n = 0, wrong = 0; n < nr; n++) {
 			page = pages + n;
-			/* Those of the pins that are in the same page. */
+			/* The pins in the same compound page. */
 			counted = 1;
 			if (self->compound) {
 				head = (first + n) / self->compound *
@@ -639,7 +644,7 @@ TEST_F(kind, R1_R5_parts_are_pinned_and_counted)
 				wrong += page->pfn !=
 					 pin_pfn(getpid(), mem + n * PAGE);
 			if (!n && self->compound) {
-				/* One reference for each pin. */
+				/* Each pin holds one reference. */
 				wrong += page->refcount < refs +
 					 (int32_t)counted - NOISE;
 				wrong += page->refcount > refs +
@@ -647,16 +652,16 @@ TEST_F(kind, R1_R5_parts_are_pinned_and_counted)
 			}
 		}
 		EXPECT_EQ(0, wrong) {
-			TH_LOG("call %u, pages %zu to %zu", calls[c], first,
-			       first + nr - 1);
+			TH_LOG("call %u, pages %zu to %zu: %zu wrong counts, flags or PFNs",
+			       calls[c], first, first + nr - 1, wrong);
 		}
 		if (variant->flags & FAKE_DMA_PIN_WRITE)
 			expect_identity(_metadata, self->dev, handle, mem, nr);
 
-		/* Pinned once more, and that unpinned: as it was. */
+		/* A second pin doubles the count, and its unpin restores it. */
 		last = pages[nr - 1];
-		ASSERT_EQ(0, take(self->dev, calls[c], mem, nr, variant->flags,
-				  &twice));
+		ASSERT_EQ(0, pin_buffer(self->dev, calls[c], mem, nr,
+					variant->flags, &twice));
 		ASSERT_EQ(0, pin_query(self->dev, twice, nr - 1, 1, pages));
 		EXPECT_EQ(2 * last.pincount, pages[0].pincount);
 		ASSERT_EQ(0, pin_unpin(self->dev, twice,
@@ -666,12 +671,12 @@ TEST_F(kind, R1_R5_parts_are_pinned_and_counted)
 
 		ASSERT_EQ(0, pin_unpin(self->dev, handle,
 				       unpins[i % ARRAY_SIZE(unpins)]));
-		EXPECT_EQ(0, look(self->dev, mem).pincount);
+		EXPECT_EQ(0, look_at_page(self->dev, mem).pincount);
 	}
 	free(pages);
 }
 
-/* R2: references, of which a huge page has a lot, do not look like pins. */
+/* R2: references are not taken for pins; a huge page has many of them. */
 TEST_F(kind, R1_R2_references_are_not_pins)
 {
 	uint32_t get = FAKE_DMA_PIN_GET | (variant->flags & FAKE_DMA_PIN_WRITE);
@@ -680,27 +685,27 @@ TEST_F(kind, R1_R2_references_are_not_pins)
 	size_t i;
 
 	for (i = 0; i < ARRAY_SIZE(handle); i++)
-		ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, self->mem,
-				  self->nr, get, &handle[i]));
+		ASSERT_EQ(0, pin_buffer(self->dev, FAKE_DMA_CALL_FAST,
+					self->mem, self->nr, get, &handle[i]));
 	ASSERT_EQ(0, pin_query(self->dev, handle[0], 0, 1, &page));
 	EXPECT_EQ(0, page.pincount);
 	EXPECT_EQ(0, page.flags & FAKE_DMA_PAGE_MAYBE_PINNED);
 	EXPECT_LT(self->compound ? BIAS : 0, page.refcount);
 
-	ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, self->mem, 1,
-			  variant->flags, &pin));
-	/* It may be another page: what was shared is copied for a pin. */
+	ASSERT_EQ(0, pin_buffer(self->dev, FAKE_DMA_CALL_FAST, self->mem, 1,
+				variant->flags, &pin));
+	/* This may be another page: a pin copies a shared page. */
 	ASSERT_EQ(0, pin_query(self->dev, pin, 0, 1, &page));
 	EXPECT_EQ(1, page.pincount);
 	EXPECT_NE(0, page.flags & FAKE_DMA_PAGE_MAYBE_PINNED);
 	ASSERT_EQ(0, pin_unpin(self->dev, pin, 0));
-	EXPECT_EQ(0, look(self->dev, self->mem).pincount);
+	EXPECT_EQ(0, look_at_page(self->dev, self->mem).pincount);
 
 	for (i = 0; i < ARRAY_SIZE(handle); i++)
 		ASSERT_EQ(0, pin_unpin(self->dev, handle[i], 0));
 }
 
-/* What the device wrote is dirty after an unpin that says so, and only then. */
+/* Only an unpin with FAKE_DMA_UNPIN_DIRTY makes pages dirty. */
 TEST_F(kind, R5_unpin_makes_dirty_if_told)
 {
 	uint32_t handle, before, after;
@@ -710,32 +715,33 @@ TEST_F(kind, R5_unpin_makes_dirty_if_told)
 	for (i = 0; i < ARRAY_SIZE(unpins); i++) {
 		mem = map_kind(self->dev, variant->memory, &nr);
 		if (!mem)
-			SKIP(return, "the machine has no huge pages to spare");
-		/* What was shared is copied for the first pin. */
-		ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, mem, nr,
-				  variant->flags, &handle));
+			SKIP(return, "cannot map two more huge pages");
+		/* The first pin copies shared pages. */
+		ASSERT_EQ(0, pin_buffer(self->dev, FAKE_DMA_CALL_FAST, mem, nr,
+					variant->flags, &handle));
 		ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
-		before = look(self->dev, mem).flags & FAKE_DMA_PAGE_DIRTY;
+		before = look_at_page(self->dev, mem).flags & FAKE_DMA_PAGE_DIRTY;
 		clean += !before;
-		ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, mem, nr,
-				  variant->flags, &handle));
+		ASSERT_EQ(0, pin_buffer(self->dev, FAKE_DMA_CALL_FAST, mem, nr,
+					variant->flags, &handle));
 		ASSERT_EQ(0, pin_unpin(self->dev, handle, unpins[i]));
-		after = look(self->dev, mem + (nr - 1) * PAGE).flags;
+		after = look_at_page(self->dev, mem + (nr - 1) * PAGE).flags;
 		after &= FAKE_DMA_PAGE_DIRTY;
 		if (unpins[i] & FAKE_DMA_UNPIN_DIRTY)
 			before = FAKE_DMA_PAGE_DIRTY;
 		EXPECT_EQ(before, after) {
-			TH_LOG("unpin flags %u", unpins[i]);
+			TH_LOG("unpin flags %#x: the dirty flag must be %#x, not %#x",
+			       unpins[i], before, after);
 		}
 		munmap(mem, nr * PAGE);
 	}
-	/* Else nothing was seen here: these kinds start out clean. */
+	/* The test needs clean pages, and these kinds start clean. */
 	if (variant->memory == ANON || variant->memory == THP)
 		EXPECT_EQ(ARRAY_SIZE(unpins), clean);
 }
 
 /*
- * Another process' memory.
+ * Test memory of another process.
  */
 FIXTURE(remote) {
 	int dev;
@@ -766,7 +772,7 @@ TEST_F(remote, R5_device_and_the_other_process_see_the_same)
 
 	ASSERT_NE(NULL, bounce);
 	if (!child) {
-		/* Not in the parent's memory, so not at the parent's address. */
+		/* Use an address that the parent does not map. */
 		mem = pin_map_small(NR_PAGES);
 		pin_fill(mem, NR_PAGES, 1);
 		if (write(self->from[1], &mem, sizeof(mem)) != sizeof(mem) ||
@@ -788,7 +794,7 @@ TEST_F(remote, R5_device_and_the_other_process_see_the_same)
 	ASSERT_EQ(child, waitpid(child, &status, 0));
 	EXPECT_EQ(0, status);
 
-	/* The pages outlive their process. */
+	/* The pinned pages outlive their process. */
 	memset(bounce, 0, NR_PAGES * PAGE);
 	ASSERT_EQ(0, pin_read(self->dev, self->handle, 0, bounce,
 			      NR_PAGES * PAGE));
@@ -798,12 +804,12 @@ TEST_F(remote, R5_device_and_the_other_process_see_the_same)
 }
 
 /*
- * R3: pins of one page until the count is full. The page is mapped at many
- * addresses, to take many pins with a call; fewer than make the page look
- * pinned by that alone.
+ * R3: pin one page until the count is full. The page is mapped at many
+ * addresses, so that one call takes many pins. These mappings alone do not make
+ * it look pinned.
  */
 #define NR_MAPPED	1000
-/* After so many calls, the reference count would have wrapped. */
+/* The number of calls after which the refcount would have wrapped. */
 #define NR_WRAPPED	(1UL + UINT_MAX / BIAS / NR_MAPPED)
 
 FIXTURE(overflow) {
@@ -837,7 +843,7 @@ FIXTURE_TEARDOWN(overflow)
 
 TEST_F(overflow, R3_pin_that_would_overflow_is_refused)
 {
-	struct fake_dma_page page, before = look(self->dev, self->mem);
+	struct fake_dma_page page, before = look_at_page(self->dev, self->mem);
 	const uint32_t calls[] = {
 		FAKE_DMA_CALL_SLOW, FAKE_DMA_CALL_LOCKED,
 		FAKE_DMA_CALL_UNLOCKED, FAKE_DMA_CALL_REMOTE,
@@ -847,13 +853,13 @@ TEST_F(overflow, R3_pin_that_would_overflow_is_refused)
 	uint32_t handle;
 
 	while (_metadata->passed && nr < NR_WRAPPED) {
-		got = take_partial(self->dev, FAKE_DMA_CALL_FAST, self->mem,
-				   NR_MAPPED, FAKE_DMA_PIN_WRITE,
-				   &self->handle[nr]);
+		got = pin_buffer_partial(self->dev, FAKE_DMA_CALL_FAST,
+					 self->mem, NR_MAPPED,
+					 FAKE_DMA_PIN_WRITE, &self->handle[nr]);
 		if (got < 0)
 			break;
 		pins += got;
-		/* A count that came near is seen, and no harm is done. */
+		/* The refcount stays positive, and the pin count exact. */
 		ASSERT_EQ(0, pin_query(self->dev, self->handle[nr++], 0, 1,
 				       &page));
 		EXPECT_LT(0, page.refcount);
@@ -863,33 +869,36 @@ TEST_F(overflow, R3_pin_that_would_overflow_is_refused)
 	EXPECT_LE(1000000, pins);
 	EXPECT_EQ(self->held + pins, pin_held());
 
-	/* References have no such limit: there is room for them. */
+	/* References have no such limit, and the count has room for them. */
 	EXPECT_GE(INT_MAX / 4 * 3, page.refcount);
-	EXPECT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, self->mem, NR_MAPPED,
-			  FAKE_DMA_PIN_GET | FAKE_DMA_PIN_WRITE, &handle));
+	EXPECT_EQ(0, pin_buffer(self->dev, FAKE_DMA_CALL_FAST, self->mem,
+				NR_MAPPED,
+				FAKE_DMA_PIN_GET | FAKE_DMA_PIN_WRITE,
+				&handle));
 	EXPECT_EQ(0, pin_unpin(self->dev, handle, 0));
 
-	/* Pins are refused however they are asked for. */
+	/* Each call refuses another pin. */
 	for (i = 0; i < ARRAY_SIZE(calls); i++)
-		EXPECT_EQ(-ENOMEM, take(self->dev, calls[i], self->mem, 1,
-					FAKE_DMA_PIN_WRITE, &handle));
-	EXPECT_EQ(-EFAULT, take(self->dev, FAKE_DMA_CALL_FAST_ONLY, self->mem,
-				1, FAKE_DMA_PIN_WRITE, &handle));
+		EXPECT_EQ(-ENOMEM, pin_buffer(self->dev, calls[i], self->mem, 1,
+					      FAKE_DMA_PIN_WRITE, &handle));
+	EXPECT_EQ(-EFAULT, pin_buffer(self->dev, FAKE_DMA_CALL_FAST_ONLY,
+				      self->mem, 1, FAKE_DMA_PIN_WRITE,
+				      &handle));
 	EXPECT_EQ(self->held + pins, pin_held());
 	self->mem[0] = 'm';
 	EXPECT_EQ('m', self->mem[PAGE]);
 
 	while (nr--)
 		ASSERT_EQ(0, pin_unpin(self->dev, self->handle[nr], 0));
-	page = look(self->dev, self->mem);
+	page = look_at_page(self->dev, self->mem);
 	EXPECT_EQ(0, page.pincount);
 	EXPECT_GE(before.refcount + NOISE, page.refcount);
 	EXPECT_LT(0, page.refcount);
 
-	/* As good as new. */
+	/* The page can be pinned again. */
 	EXPECT_EQ('m', self->mem[PAGE]);
-	ASSERT_EQ(0, take(self->dev, FAKE_DMA_CALL_FAST, self->mem, 1,
-			  FAKE_DMA_PIN_WRITE, &handle));
+	ASSERT_EQ(0, pin_buffer(self->dev, FAKE_DMA_CALL_FAST, self->mem, 1,
+				FAKE_DMA_PIN_WRITE, &handle));
 	expect_identity(_metadata, self->dev, handle, self->mem, 1);
 	ASSERT_EQ(0, pin_unpin(self->dev, handle, 0));
 }

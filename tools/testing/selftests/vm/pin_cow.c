@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Copy-on-write and references to pages: a pin for reading is of a page that
- * its process has to itself (R10, C1), a write fault leaves a pinned page where
- * it is (R11), and what is written after a fork is not seen through a reference
- * that was taken of what was shared (R14, CVE-2020-29374).
+ * Copy-on-write and references to pages. An R/O pin is taken on an exclusive page
+ * (R10, C1). A write fault reuses a pinned page (R11). A reference to a page that
+ * was shared at fork does not show later writes (R14, CVE-2020-29374).
  */
 #define _GNU_SOURCE
 #include <linux/userfaultfd.h>
@@ -14,12 +13,12 @@
 #include "pin_memory.h"
 
 /*
- * R10: pins for reading.
+ * R10: R/O pins.
  */
 FIXTURE(read_pin) {
 	struct pinned p;
 	struct memory m;
-	bool filled;		/* a child has to see AT_FORK */
+	bool filled;		/* the memory holds AT_FORK */
 };
 
 FIXTURE_VARIANT(read_pin) {
@@ -169,7 +168,7 @@ FIXTURE_TEARDOWN(read_pin)
 	drop_memory(&self->m);
 }
 
-/* The page is pinned while a child shares it, and written to after. */
+/* Pin pages R/O while a child shares them, then write to them. */
 TEST_F(read_pin, R10_C1_C2_written_after_the_pin)
 {
 	struct pinned *p = &self->p;
@@ -192,7 +191,7 @@ TEST_F(read_pin, R10_C1_C2_written_after_the_pin)
 	EXPECT_EQ(0, pin_held());
 }
 
-/* The process forks after it pinned, and goes on writing. */
+/* Pin pages R/O, fork, then write to them in the parent. */
 TEST_F(read_pin, R7_R10_C1_fork_after_the_pin)
 {
 	struct pinned *p = &self->p;
@@ -209,7 +208,7 @@ TEST_F(read_pin, R7_R10_C1_fork_after_the_pin)
 	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
 }
 
-/* The child pins what it shares with the parent. */
+/* Pin in the child the pages that it shares with the parent. */
 static uint32_t child_call, child_flags;
 
 static int child_pins(struct pinned *p)
@@ -225,7 +224,8 @@ static int child_pins(struct pinned *p)
 	ASSERT_EQ(0, pin_read(own.dev, own.handle, 0, own.bounce,
 			      own.nr * PAGE));
 	EXPECT_EQ(-1, pin_differs(own.bounce, own.nr, own.seed)) {
-		TH_LOG("the child's device sees what the parent writes");
+		TH_LOG("page %ld of the child's pin has other bytes than the child wrote",
+		       pin_differs(own.bounce, own.nr, own.seed));
 	}
 	expect_seen(&own, "in the child, after the parent wrote");
 	return !_metadata->passed;
@@ -249,7 +249,7 @@ TEST_F(read_pin, R10_C1_C2_pinned_by_the_child)
 	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, 0x1234));
 }
 
-/* A pin for reading beside one for writing, in either order. */
+/* Take an R/O pin and a write pin of the same pages, in either order. */
 TEST_F(read_pin, R10_R11_C1_beside_a_pin_for_writing)
 {
 	struct pinned *p = &self->p;
@@ -261,20 +261,21 @@ TEST_F(read_pin, R10_R11_C1_beside_a_pin_for_writing)
 			       FAKE_DMA_PIN_WRITE | variant->flags,
 			       variant->call, &write));
 	p->handle = write;
-	expect_identity(p, "the pin for writing");
+	expect_identity(p, "write pin");
 	p->handle = read;
-	expect_seen(p, "the pin for reading");
+	expect_seen(p, "R/O pin");
 	ASSERT_EQ(0, pin_unpin(p->dev, read, 0));
 	ASSERT_EQ(0, pin_range(p->dev, p->mem, NR_PAGES * PAGE, variant->flags,
 			       variant->call, &read));
 	p->handle = read;
-	expect_seen(p, "a second pin for reading");
+	expect_seen(p, "second R/O pin");
 	ASSERT_EQ(0, pin_unpin(p->dev, read, 0));
 	ASSERT_EQ(0, pin_unpin(p->dev, write, 0));
 }
 
 /*
- * R10, R11: state that tracks writes is carried over and does not cost the page.
+ * R10, R11: unsharing keeps the state that tracks writes (soft-dirty bits,
+ * userfaultfd write protection), and tracking does not replace a pinned page.
  */
 FIXTURE(tracked) {
 	struct pinned p;
@@ -346,7 +347,7 @@ TEST_F(tracked, R10_R11_C1_soft_dirty)
 	ASSERT_EQ(0, pin_write_file("/proc/self/clear_refs", "4"));
 	ASSERT_EQ(0, pin_soft_dirty(p->mem));
 	pin(p, p->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
-	/* A pin for reading has written nothing. */
+	/* An R/O pin writes nothing. */
 	for (i = 0; !variant->flags && i < NR_PAGES; i++)
 		EXPECT_EQ(0, pin_soft_dirty(p->mem + i * PAGE));
 	expect_seen(p, "beside the child");
@@ -360,7 +361,7 @@ TEST_F(tracked, R10_R11_C1_soft_dirty)
 	EXPECT_EQ(0, pin_unpin(p->dev, p->handle, 0));
 }
 
-/* Takes the protection off, page by page, when a write asks for it. */
+/* State of the thread that removes the protection of each page that faults. */
 struct uffd {
 	int fd;
 	atomic_int faults;
@@ -402,7 +403,7 @@ TEST_F(tracked, R10_R11_C1_userfaultfd_wp)
 
 	child = make_child(WAY_FORK, child_looks_late, p);
 	ASSERT_LT(0, child);
-	for (i = 0; i < NR_PAGES; i++)	/* what is swapped out is not protected */
+	for (i = 0; i < NR_PAGES; i++)	/* swap entries are not protected */
 		pin_get(p->mem + i * PAGE);
 	u.fd = syscall(SYS_userfaultfd, O_CLOEXEC);
 	ASSERT_LE(0, u.fd);
@@ -414,13 +415,13 @@ TEST_F(tracked, R10_R11_C1_userfaultfd_wp)
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
 	ASSERT_EQ(0, pthread_create(&thread, NULL, uffd_unprotect, &u));
 
-	/* A pin for writing asks, as a write does; one for reading does not. */
+	/* A write pin faults as a write does. An R/O pin does not. */
 	pin(p, p->mem, NR_PAGES, variant->flags, FAKE_DMA_CALL_FAST);
 	EXPECT_EQ(variant->flags ? NR_PAGES : 0, u.faults);
 	expect_seen(p, "beside the child");
 	EXPECT_EQ(NR_PAGES, u.faults);
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
-	expect_seen(p, "protected once more");
+	expect_seen(p, "protected again");
 	EXPECT_EQ(2 * NR_PAGES, u.faults);
 	*p->stage = 1;
 	EXPECT_EQ(0, reap(child));
@@ -431,7 +432,7 @@ TEST_F(tracked, R10_R11_C1_userfaultfd_wp)
 }
 
 /*
- * A debugger writes to what is mapped for reading, and pinned.
+ * A debugger writes to a page that is mapped read-only and pinned.
  */
 FIXTURE(poked) {
 	struct pinned p;
@@ -500,7 +501,8 @@ TEST_F(poked, R10_R12_C1_ptrace_poke)
 	ASSERT_EQ(0, ptrace(PTRACE_POKEDATA, child, p->mem, 0x5678L));
 	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, &seen, sizeof(seen)));
 	EXPECT_EQ(0x5678, seen) {
-		TH_LOG("the device does not see what the debugger wrote");
+		TH_LOG("the device reads %#llx in the first word, expected the debugger's 0x5678",
+		       (unsigned long long)seen);
 	}
 	EXPECT_NE(0x5678, pin_get(p->mem));
 	ASSERT_EQ(0, ptrace(PTRACE_CONT, child, 0, 0));
@@ -509,8 +511,8 @@ TEST_F(poked, R10_R12_C1_ptrace_poke)
 }
 
 /*
- * R14: who has a reference to a page that was shared does not see what the
- * other one writes to it.
+ * R14: a process that holds a reference to a shared page does not see later
+ * writes of the other process.
  */
 FIXTURE(leak) {
 	struct pinned p;
@@ -519,7 +521,7 @@ FIXTURE(leak) {
 
 FIXTURE_VARIANT(leak) {
 	enum kind kind;
-	bool get;		/* the device has got the pages, or a pipe has */
+	bool get;		/* the device holds the references, not a pipe */
 };
 
 FIXTURE_VARIANT_ADD(leak, base_vmsplice) {
@@ -610,7 +612,7 @@ FIXTURE_TEARDOWN(leak)
 	drop_memory(&self->m);
 }
 
-/* Takes references for reading, and lets go of the mapping. */
+/* Take read references to the pages. Return 0 or a negative errno. */
 static int hold(struct pinned *p)
 {
 	struct iovec iov = { .iov_base = p->mem, .iov_len = NR_PAGES * PAGE };
@@ -630,7 +632,7 @@ static int let_go_of_mapping(void)
 	return munmap(memory.map, memory.len);
 }
 
-/* Whether what the references show is what was there at fork. */
+/* Return 0 if the references show the bytes of the time of fork. */
 static int look_at_held(struct pinned *p)
 {
 	size_t done = 0;
@@ -651,7 +653,8 @@ static int look_at_held(struct pinned *p)
 	}
 	if (pin_differs(p->bounce, NR_PAGES, AT_FORK) < 0)
 		return 0;
-	fprintf(stderr, "# the other one's writes are seen\n");
+	fprintf(stderr, "# reference to page %ld shows other bytes than at fork\n",
+		pin_differs(p->bounce, NR_PAGES, AT_FORK));
 	return 1;
 }
 
@@ -660,7 +663,8 @@ static int child_holds(struct pinned *p)
 	int ret = hold(p);
 
 	if (ret || let_go_of_mapping()) {
-		fprintf(stderr, "# child: no references: %d\n", ret);
+		fprintf(stderr, "# child: references or munmap() failed: %d, expected 0\n",
+			ret);
 		ret = 4;
 	}
 	++*p->arrived;
@@ -725,8 +729,8 @@ TEST_F(leak, R14_parent_held_before_fork_child_writes)
 }
 
 /*
- * A hugetlb page can only be copied if the pool has another one. Whoever has a
- * reference to it may let go soon: a write waits for that, but not for ever.
+ * If the hugetlb pool is empty, a write cannot copy a page that has other
+ * references. It waits for their holders for a while, and then gets SIGBUS.
  */
 FIXTURE(last) {
 	struct pinned p;
@@ -735,7 +739,7 @@ FIXTURE(last) {
 };
 
 FIXTURE_VARIANT(last) {
-	bool file;		/* which has a page of its own there */
+	bool file;		/* private mapping of a file with one page */
 };
 
 FIXTURE_VARIANT_ADD(last, anonymous) {
@@ -768,7 +772,7 @@ static char *map_last(bool file)
 	return mem == MAP_FAILED ? NULL : mem;
 }
 
-/* It was shared, and somebody has a reference. */
+/* Share the page with a child that exits, and take a reference to it. */
 static void share_last(struct __test_metadata *_metadata,
 		       FIXTURE_DATA(last) * self)
 {
@@ -790,7 +794,8 @@ FIXTURE_SETUP(last)
 	self->mem = map_last(variant->file);
 	if (!self->mem) {
 		pin_set_pool(self->pool);
-		SKIP(_exit(255), "no memory for a huge page");
+		SKIP(_exit(255), "a hugetlb pool of %d pages was not allocated",
+		     1 + variant->file);
 	}
 	share_last(_metadata, self);
 }
@@ -816,7 +821,7 @@ static uint64_t now_ms(void)
 	return now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
-/* Whether it got SIGBUS: then it wrote a part at most. */
+/* Write to all pages. Return NULL, or @mem if SIGBUS ended the writing. */
 static void *write_last(void *mem)
 {
 	if (sigsetjmp(retreat, 1))
@@ -827,7 +832,7 @@ static void *write_last(void *mem)
 
 struct holder {
 	struct pinned *p;
-	uint64_t began, ended;	/* when it let go */
+	uint64_t began, ended;	/* times around the unpin, in ms */
 	int ret;
 };
 
@@ -843,8 +848,9 @@ static void *let_go_later(void *arg)
 }
 
 /*
- * A write waits for a second, and two of them do not wait for each other. Who
- * lets go may be late on a busy machine.
+ * Write from two threads while a third holds a reference and drops it soon. Both
+ * writes wait for it, and not for each other. If the machine is busy, the third
+ * thread may be late, so try again.
  */
 TEST_F(last, R14_write_waits_for_a_reference)
 {
@@ -883,7 +889,7 @@ TEST_F(last, R14_write_does_not_wait_for_ever)
 	if (!sigsetjmp(retreat, 1)) {
 		pin_fill(self->mem, NR_PAGES, 2);
 		EXPECT_TRUE(false) {
-			TH_LOG("who has the reference can read what is written");
+			TH_LOG("the write to a page with a reference succeeded, expected SIGBUS");
 		}
 	}
 	EXPECT_EQ(-1, pin_differs(self->mem, NR_PAGES, AT_FORK));

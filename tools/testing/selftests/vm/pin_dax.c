@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Pins of device-dax memory, which one PUD entry maps by the gigabyte. It can
- * only be mapped shared: fork() shares it, pinned or not, and process, device
- * and child go on seeing the same bytes (R7, R21, C1).
+ * Test pins of device-dax memory that is PUD-mapped. Device-dax can only be
+ * mapped shared. So fork() shares pinned memory too, and process, device and
+ * child see the same bytes (R7, R21, C1).
  *
- * Needs memory that is set aside as persistent, 3 GB or more, for example with
- * memmap=3G!5G on the kernel's command line.
+ * The test needs 3 GB or more of memory set aside as persistent, for example
+ * with memmap=3G!5G on the kernel command line.
  */
 #define _GNU_SOURCE
 #include <sys/resource.h>
@@ -19,9 +19,9 @@
 #define UUID		"5aa5b99d-a7bb-4aae-9d2f-2a0a9dd1ba4c"
 
 #define NR_PINNED	16
-#define FIRST		200000	/* page of the gigabyte */
+#define FIRST		200000	/* index in the gigabyte of the first one */
 
-/* Whether that is the first line of the file. */
+/* Return true if @text is the first line of the file. */
 static bool reads(const char *name, const char *text)
 {
 	FILE *file = fopen(name, "r");
@@ -36,7 +36,7 @@ static bool reads(const char *name, const char *text)
 	return !strcmp(line, text);
 }
 
-/* Whether nobody has mounted the disk, and its first megabyte is blank. */
+/* Return true if the disk is not in use and its first megabyte is zero. */
 static bool is_blank(const char *disk)
 {
 	int fd = open(disk, O_RDONLY | O_EXCL | O_CLOEXEC);
@@ -53,7 +53,7 @@ static bool is_blank(const char *disk)
 	return !used;
 }
 
-/* Makes a device-dax device with pages of 1 GB of the first region. */
+/* Turn the first region into a device-dax device with pages of 1 GB. */
 static int make_device(void)
 {
 	int ret;
@@ -62,7 +62,7 @@ static int make_device(void)
 		return -ENOENT;
 	if (!access(DAX_DEVICE, F_OK))
 		return reads(NVDIMM "dax0.0/uuid", UUID) ? 0 : -EBUSY;
-	/* Not of memory that may hold anything */
+	/* Do not overwrite data. */
 	if (!is_blank("/dev/pmem0"))
 		return -EBUSY;
 	pin_write_file(DRIVERS "nd_pmem/unbind", "namespace0.0");
@@ -97,6 +97,7 @@ FIXTURE_VARIANT_ADD(pud, longterm) {
 	.flags = FAKE_DMA_PIN_LONGTERM,
 };
 
+/* Return the number of page faults so far. */
 static long faults(void)
 {
 	struct rusage usage;
@@ -112,7 +113,7 @@ FIXTURE_SETUP(pud)
 	size_t i;
 
 	if (ret)
-		SKIP(_exit(255), "no device-dax with pages of 1 GB: %s (memmap=3G!5G?)",
+		SKIP(_exit(255), "no device-dax with 1 GB pages: %s; boot with memmap=3G!5G",
 		     strerror(-ret));
 	open_device(_metadata, &self->p);
 	self->p.no_pagemap = true;
@@ -121,10 +122,10 @@ FIXTURE_SETUP(pud)
 	self->map = mmap(NULL, GIGABYTE, PROT_READ | PROT_WRITE, MAP_SHARED,
 			 fd, 0);
 	ASSERT_NE(MAP_FAILED, self->map) {
-		TH_LOG("mmap: %s", strerror(errno));
+		TH_LOG("cannot map 1 GB of %s: %s", DAX_DEVICE, strerror(errno));
 	}
 	close(fd);
-	/* One fault for all of it: so it is mapped by a PUD. */
+	/* Few faults for 1 GB: it is PUD-mapped. */
 	before = faults();
 	for (i = 0; i < GIGABYTE; i += HUGE_PAGE)
 		pin_set(self->map + i, i);
@@ -139,7 +140,7 @@ FIXTURE_TEARDOWN(pud)
 	EXPECT_EQ(0, pin_held());
 }
 
-/* The child sees what comes after fork. */
+/* Check that the child sees writes after fork, then write. */
 static int child_looks_at_shared(struct pinned *p)
 {
 	++*p->arrived;
@@ -185,7 +186,7 @@ TEST_F(pud, R10_R21_C1_pinned_for_reading)
 	    variant->call);
 	expect_seen(p, "mapped for writing");
 	ASSERT_EQ(0, pin_unpin(p->dev, p->handle, 0));
-	/* Another mapping of the same: mprotect() does not know PUD entries. */
+	/* Map it again R/O, as mprotect() does not support PUD entries. */
 	fd = open(DAX_DEVICE, O_RDONLY | O_CLOEXEC);
 	ASSERT_LE(0, fd);
 	reading = mmap(NULL, GIGABYTE, PROT_READ, MAP_SHARED, fd, 0);

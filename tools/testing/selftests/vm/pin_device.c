@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * /dev/fake_dma by itself: each call and each of its errors, what the device
- * reads and writes, its engine, and that nothing stays pinned after a handle,
- * a file or a process is gone. The other pin tests build on these.
+ * Test /dev/fake_dma itself: each call and its errors, its transfers, its
+ * engine, and that the end of a handle, a file or a process unpins all pages.
+ * The other pin tests rely on this.
  *
- * Without FAKE_DMA_CAP_PIN the device's pins are plain references; all but the
- * tests of counts hold for them as well.
+ * Without FAKE_DMA_CAP_PIN the device takes plain references. All tests apply
+ * to them too, except those of counts.
  */
 #define _GNU_SOURCE
 #include <limits.h>
@@ -39,7 +39,7 @@ static unsigned char *map_pages(size_t nr, int prot, int flags)
 	return mem;
 }
 
-/* Memory that has its pages, with a different byte in each. */
+/* Map memory and fill each page with a byte of its own. */
 static unsigned char *map_filled(size_t nr, int flags)
 {
 	unsigned char *mem = map_pages(nr, PROT_READ | PROT_WRITE, flags);
@@ -58,7 +58,7 @@ static void pause_ms(long ms)
 	nanosleep(&ts, NULL);
 }
 
-/* Waits until the engine wrote a number of at least @round: false if never. */
+/* Wait for the engine to finish @round. Return false if it takes too long. */
 static bool stamp_reaches(const unsigned char *at, uint64_t round)
 {
 	int ms;
@@ -75,7 +75,7 @@ FIXTURE(device) {
 	int fd;
 	uint32_t caps;
 	long long held;
-	unsigned char *mem;	/* NR_PAGES pages, all there */
+	unsigned char *mem;	/* NR_PAGES pages, all present */
 };
 
 FIXTURE_SETUP(device)
@@ -87,7 +87,7 @@ FIXTURE_SETUP(device)
 	self->mem = map_filled(NR_PAGES, MAP_PRIVATE);
 }
 
-/* Whatever a test did, its pins go with its file. */
+/* The close of the file drops all pins of the test. */
 FIXTURE_TEARDOWN(device)
 {
 	close(self->fd);
@@ -96,7 +96,7 @@ FIXTURE_TEARDOWN(device)
 
 #define NEED_PINS() do {						\
 	if (!(self->caps & FAKE_DMA_CAP_PIN))				\
-		SKIP(_exit(255), "this kernel has no pins");		\
+		SKIP(_exit(255), "needs a kernel with pins");		\
 } while (0)
 
 TEST_F(device, node)
@@ -117,7 +117,7 @@ TEST_F(device, caps)
 	EXPECT_EQ(0, caps.caps & ~(FAKE_DMA_CAP_PIN | FAKE_DMA_CAP_MISUSE |
 				   FAKE_DMA_CAP_UNLOCKED));
 	EXPECT_EQ(0, caps.reserved);
-	/* The counters are there where the pins are. */
+	/* A kernel with pins has their counters, and no other has. */
 	EXPECT_EQ(!!(caps.caps & FAKE_DMA_CAP_PIN),
 		  pin_vmstat("nr_foll_pin_acquired") >= 0);
 	EXPECT_EQ(!!(caps.caps & FAKE_DMA_CAP_PIN),
@@ -131,7 +131,7 @@ TEST_F(device, unknown_call)
 	EXPECT_EQ(-ENOTTY, pin_ioctl(self->fd, _IO('x', 1), NULL));
 }
 
-/* A bad pointer to any call's argument. */
+/* Each call fails if the pointer to its argument is bad. */
 TEST_F(device, bad_argument)
 {
 	static const unsigned long cmds[] = {
@@ -149,7 +149,7 @@ TEST_F(device, bad_argument)
 	}
 }
 
-/* Each of these pins nothing and says why. */
+/* Each of these calls gives its error and pins nothing. */
 TEST_F(device, pin_errors)
 {
 	uint64_t mem = (uintptr_t)self->mem;
@@ -171,7 +171,7 @@ TEST_F(device, pin_errors)
 		  { .addr = mem, .len = len, .call = 6 } },
 		{ "unknown call", EINVAL,
 		  { .addr = mem, .len = len, .call = ~0U } },
-		{ "pid where none belongs", EINVAL,
+		{ "pid without remote call", EINVAL,
 		  { .addr = mem, .len = len, .pid = getpid() } },
 		{ "remote without pid", EINVAL,
 		  { .addr = mem, .len = len, .call = FAKE_DMA_CALL_REMOTE } },
@@ -217,20 +217,21 @@ TEST_F(device, pin_errors)
 
 		EXPECT_EQ(-cases[i].error,
 			  pin_ioctl(self->fd, FAKE_DMA_PIN, &pin)) {
-			TH_LOG("%s", cases[i].what);
+			TH_LOG("FAKE_DMA_PIN with %s must give errno %d",
+			       cases[i].what, cases[i].error);
 		}
 		EXPECT_EQ(0, pin.handle);
 		EXPECT_EQ(self->held, pin_held());
 	}
 }
 
-/* Without the kernel's help misuse would do harm, and is not even tried. */
+/* The driver refuses misuse if the kernel would not survive it. */
 TEST_F(device, misuse_unsupported)
 {
 	uint32_t handle;
 
 	if (self->caps & FAKE_DMA_CAP_MISUSE)
-		SKIP(return, "this kernel stops misuse");
+		SKIP(return, "needs a kernel that does not survive misuse");
 	EXPECT_EQ(-EOPNOTSUPP,
 		  pin_range(self->fd, self->mem, PAGE, FAKE_DMA_PIN_BADFLAGS,
 			    FAKE_DMA_CALL_FAST, &handle));
@@ -241,7 +242,7 @@ TEST_F(device, misuse_unsupported)
 	EXPECT_EQ(0, pin_unpin(self->fd, handle, 0));
 }
 
-/* Where mm warns of it, the driver refuses it. */
+/* The driver refuses long-term unlocked pins if mm would warn of them. */
 TEST_F(device, longterm_unlocked)
 {
 	uint32_t handle;
@@ -256,7 +257,7 @@ TEST_F(device, longterm_unlocked)
 	EXPECT_EQ(0, pin_unpin(self->fd, handle, 0));
 }
 
-/* The handle cannot be told: it must not exist. */
+/* If the handle cannot be copied to the caller, it must not exist. */
 TEST_F(device, pin_result_fault)
 {
 	struct fake_dma_pin *pin;
@@ -291,7 +292,7 @@ TEST_F(device, remote_needs_ptrace)
 			       FAKE_DMA_CALL_FAST, &handle));
 }
 
-/* The device writes another process's memory, and the process sees it. */
+/* The device writes to memory of another process, which sees the bytes. */
 TEST_F(device, remote)
 {
 	int to_child[2], to_us[2];
@@ -305,7 +306,7 @@ TEST_F(device, remote)
 	child = fork();
 	ASSERT_LE(0, child);
 	if (!child) {
-		memset(self->mem, 'c', PAGE);	/* a page of its own */
+		memset(self->mem, 'c', PAGE);	/* make its page exclusive */
 		if (write(to_us[1], "r", 1) != 1 ||
 		    read(to_child[0], &c, 1) != 1)
 			_exit(2);
@@ -318,12 +319,12 @@ TEST_F(device, remote)
 	ASSERT_EQ(1, write(to_child[1], "g", 1));
 	ASSERT_EQ(child, waitpid(child, &status, 0));
 	EXPECT_EQ(0, status);
-	/* Ours is another page, and the pin outlives the child. */
+	/* The parent has another page, and the pin outlives the child. */
 	EXPECT_EQ('a', self->mem[1]);
 	EXPECT_EQ(0, pin_unpin(self->fd, handle, FAKE_DMA_UNPIN_DIRTY));
 }
 
-/* Every way to pin, every way to unpin. */
+/* Test every call that pins with every kind of unpin. */
 FIXTURE(call) {
 	int fd;
 	uint32_t caps;
@@ -408,7 +409,8 @@ TEST_F(call, pin_and_unpin)
 			if (variant->call == FAKE_DMA_CALL_REMOTE)
 				pin.pid = getpid();
 			ASSERT_EQ(0, pin_ioctl(self->fd, FAKE_DMA_PIN, &pin)) {
-				TH_LOG("flags %#x", pin_flags[i]);
+				TH_LOG("call %u, flags %#x: all %d pages must get pinned",
+				       variant->call, pin_flags[i], NR_PAGES);
 			}
 			EXPECT_NE(0, pin.handle);
 			EXPECT_EQ(NR_PAGES, pin.nr_pages);
@@ -440,7 +442,7 @@ TEST_F(call, pin_and_unpin)
 	}
 }
 
-/* What was not touched yet: all calls but fast_only bring it in. */
+/* All calls but fast_only fault in untouched memory. */
 TEST_F(call, faults_in)
 {
 	unsigned char *fresh = map_pages(NR_PAGES, PROT_READ | PROT_WRITE,
@@ -457,7 +459,7 @@ TEST_F(call, faults_in)
 		EXPECT_EQ(-EFAULT, pin_ioctl(self->fd, FAKE_DMA_PIN, &pin));
 		pin.flags |= FAKE_DMA_PIN_PARTIAL;
 		EXPECT_EQ(-EFAULT, pin_ioctl(self->fd, FAKE_DMA_PIN, &pin));
-		/* With its first pages there, it pins these. */
+		/* It pins the first pages if these are present. */
 		memset(fresh, 1, 2 * PAGE);
 		pin.flags &= ~FAKE_DMA_PIN_PARTIAL;
 		EXPECT_EQ(-EFAULT, pin_ioctl(self->fd, FAKE_DMA_PIN, &pin));
@@ -473,7 +475,7 @@ TEST_F(call, faults_in)
 	EXPECT_EQ(0, memcmp(fresh + 3 * PAGE, "new", 3));
 }
 
-/* A range that ends in a hole. */
+/* A range with a hole fails, or is pinned up to the hole. */
 TEST_F(call, partial)
 {
 	struct fake_dma_pin pin = {
@@ -501,7 +503,7 @@ TEST_F(call, partial)
 	EXPECT_EQ(0, pin_unpin(self->fd, pin.handle, 0));
 }
 
-/* What the device moves is what was asked for, to the byte. */
+/* The device transfers exactly the bytes of the range. */
 TEST_F(device, unaligned)
 {
 	size_t starts[] = { 0, 1, 8, PAGE / 2 + 3, PAGE - 1 };
@@ -537,7 +539,7 @@ TEST_F(device, unaligned)
 			memcpy(want + start, data, len);
 			EXPECT_EQ(0, memcmp(self->mem, want, total));
 
-			/* The last byte, and not one more. */
+			/* The last byte can be written, the next cannot. */
 			EXPECT_EQ(0, pin_write(self->fd, handle, len - 1, "!",
 					       1));
 			want[start + len - 1] = '!';
@@ -595,14 +597,14 @@ TEST_F(device, transfer_errors)
 	EXPECT_EQ('a', self->mem[0]);
 	EXPECT_EQ('b', self->mem[PAGE]);
 
-	/* A fault half way: what came before is there, nothing after. */
+	/* A fault half way: the bytes before it arrive, and no more. */
 	memset(hole, 'h', PAGE);
 	EXPECT_EQ(-EFAULT, pin_write(self->fd, rw, 0, hole, 2 * PAGE));
 	EXPECT_EQ('h', self->mem[0]);
 	EXPECT_EQ('h', self->mem[PAGE - 1]);
 	EXPECT_EQ('b', self->mem[PAGE]);
 
-	/* No error left a mark on either handle. */
+	/* Both handles still work after the errors. */
 	EXPECT_EQ(0, pin_write(self->fd, rw, 0, "fine", 4));
 	EXPECT_EQ(0, pin_read(self->fd, ro, 0, buf, 4));
 	EXPECT_EQ(0, memcmp(buf, "fine", 4));
@@ -611,7 +613,7 @@ TEST_F(device, transfer_errors)
 	EXPECT_EQ(0, pin_read(self->fd, rw, 0, buf, len));
 }
 
-/* A buffer that is not there yet, and one that is pinned itself. */
+/* The user's buffer may be untouched, and it may be pinned itself. */
 TEST_F(device, transfer_buffers)
 {
 	unsigned char *fresh = map_pages(NR_PAGES, PROT_READ | PROT_WRITE,
@@ -659,7 +661,7 @@ TEST_F(device, unpin_errors)
 	EXPECT_EQ(-ENOENT, pin_unpin(self->fd, pinned, 0));
 }
 
-/* Handles are a file's own. */
+/* A handle is valid only in its own file. */
 TEST_F(device, two_files)
 {
 	int other = pin_open();
@@ -675,7 +677,7 @@ TEST_F(device, two_files)
 	EXPECT_EQ(0, pin_unpin(self->fd, handle, 0));
 }
 
-/* A page is dirty after the unpins that say so, and after no other. */
+/* Only an unpin with FAKE_DMA_UNPIN_DIRTY makes a page dirty. */
 TEST_F(device, dirty)
 {
 	static const struct {
@@ -709,7 +711,8 @@ TEST_F(device, dirty)
 		for (k = 0; k < NR_PAGES; k++)
 			EXPECT_EQ(dirty, !!(page[k].flags &
 					    FAKE_DMA_PAGE_DIRTY)) {
-				TH_LOG("case %zu", i);
+				TH_LOG("page %zu, unpin flags %#x: dirty must be %d",
+				       k, cases[i].unpin, dirty);
 			}
 		EXPECT_EQ(0, pin_unpin(self->fd, watch, 0));
 		munmap(mem, NR_PAGES * PAGE);
@@ -757,7 +760,7 @@ TEST_F(device, query)
 		EXPECT_EQ(1, page[k].mapcount);
 		EXPECT_EQ(0, page[k].pincount);
 		EXPECT_EQ(FAKE_DMA_PAGE_ANON, page[k].flags);
-		/* The page table's and the handle's. */
+		/* The page table and the handle hold one each. */
 		EXPECT_LE(2, page[k].refcount);
 	}
 
@@ -765,7 +768,7 @@ TEST_F(device, query)
 			       FAKE_DMA_CALL_FAST, &handle));
 	ASSERT_EQ(0, pin_range(self->fd, self->mem + PAGE, 1, 0,
 			       FAKE_DMA_CALL_FAST, &again));
-	/* From the middle: the index is the handle's, not the page's. */
+	/* The index counts from the first page of the handle. */
 	ASSERT_EQ(0, pin_query(self->fd, handle, 1, 1, &more));
 	EXPECT_EQ(page[1].pfn, more.pfn);
 	EXPECT_EQ(pins ? 2 : 0, more.pincount);
@@ -781,7 +784,7 @@ TEST_F(device, query)
 	EXPECT_EQ(0, more.pincount);
 	EXPECT_EQ(FAKE_DMA_PAGE_ANON, more.flags);
 
-	/* Where nothing was written, a get finds the zero page. */
+	/* A get of untouched memory finds the zero page. */
 	ASSERT_EQ(0, pin_range(self->fd, ro, PAGE, FAKE_DMA_PIN_GET,
 			       FAKE_DMA_CALL_SLOW, &handle));
 	ASSERT_EQ(0, pin_query(self->fd, handle, 0, 1, &more));
@@ -864,13 +867,13 @@ TEST_F(device, engine)
 		for (k = 0; k < NR_PAGES; k++)
 			EXPECT_TRUE(stamp_reaches(self->mem + k * PAGE + at,
 						  10));
-		/* The handle can be used beside it. */
+		/* Transfers work while the engine runs. */
 		EXPECT_EQ(0, pin_write(self->fd, handle, 2048, "beside", 6));
 		EXPECT_EQ(0, pin_stop(self->fd, handle, &rounds));
 		EXPECT_LE(10, rounds);
 		for (k = 0; k < NR_PAGES; k++)
 			EXPECT_EQ(rounds, pin_get(self->mem + k * PAGE + at));
-		/* Stopped means stopped, and nothing else was written. */
+		/* A stopped engine writes no more, and it wrote only stamps. */
 		pause_ms(20);
 		for (k = 0; k < NR_PAGES; k++) {
 			EXPECT_EQ(rounds, pin_get(self->mem + k * PAGE + at));
@@ -881,7 +884,7 @@ TEST_F(device, engine)
 	}
 }
 
-/* A long pause between rounds does not make the stop wait. */
+/* The stop interrupts a long pause between rounds. */
 TEST_F(device, engine_stops_at_once)
 {
 	uint64_t rounds, day = 24 * 3600 * 1000000ULL;
@@ -896,11 +899,11 @@ TEST_F(device, engine_stops_at_once)
 	EXPECT_EQ(1, rounds);
 	EXPECT_EQ(1, pin_get(self->mem));
 
-	/* Nor does the longest, stopped by close. */
+	/* The close interrupts the longest pause. */
 	ASSERT_EQ(0, pin_start(self->fd, handle, 0, INT64_MAX / 1000));
 }
 
-/* The engine stays in its range, whose ends are within pages. */
+/* The engine stays in its range, which starts and ends within pages. */
 TEST_F(device, engine_unaligned)
 {
 	size_t last = NR_PAGES - 1;
@@ -909,7 +912,7 @@ TEST_F(device, engine_unaligned)
 	size_t k;
 
 	memset(self->mem, 0, NR_PAGES * PAGE);
-	/* From byte 16 of page 0 to byte 23 of the last: 16 fits in both. */
+	/* Byte 16 of the first page to byte 23 of the last: offset 16 fits. */
 	ASSERT_EQ(0, pin_range(self->fd, self->mem + 16, last * PAGE + 8,
 			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
 			       &handle));
@@ -922,7 +925,7 @@ TEST_F(device, engine_unaligned)
 		EXPECT_EQ(0, pin_get(self->mem + k * PAGE + 24));
 	}
 
-	/* 8 lies in front of the range, 24 behind it. */
+	/* Offset 8 is before the range, offset 24 after it. */
 	memset(self->mem, 0, NR_PAGES * PAGE);
 	ASSERT_EQ(0, pin_start(self->fd, handle, 8, 0));
 	EXPECT_TRUE(stamp_reaches(self->mem + last * PAGE + 8, 2));
@@ -935,7 +938,7 @@ TEST_F(device, engine_unaligned)
 	EXPECT_EQ(rounds, pin_get(self->mem + 24));
 	EXPECT_EQ(0, pin_get(self->mem + last * PAGE + 24));
 
-	/* No page has room: it counts rounds and writes nothing. */
+	/* If no page has room, the engine counts rounds and writes nothing. */
 	memset(self->mem, 0, PAGE);
 	ASSERT_EQ(0, pin_range(self->fd, self->mem + 1, 13, FAKE_DMA_PIN_WRITE,
 			       FAKE_DMA_CALL_FAST, &small));
@@ -947,12 +950,10 @@ TEST_F(device, engine_unaligned)
 		ASSERT_EQ(0, self->mem[k]);
 }
 
-/*
- * References to the page at @addr, as another handle sees them. One or two come
- * and go with the LRU lists: NR_HANDLES and half of it can be told apart.
- */
+/* Half of these references are more than the noise of the LRU caches. */
 #define NR_HANDLES	24
 
+/* Return the refcount of the page at @addr, or -1. */
 static int refs_of(int fd, const void *addr)
 {
 	struct fake_dma_page page = { .refcount = -1 };
@@ -966,7 +967,7 @@ static int refs_of(int fd, const void *addr)
 	return page.refcount;
 }
 
-/* Pins NR_HANDLES times, in all ways, with an engine on every other handle. */
+/* Take NR_HANDLES different handles, and run an engine on every other one. */
 static int pin_many(int fd, unsigned char *mem)
 {
 	uint32_t handle;
@@ -1004,7 +1005,7 @@ TEST_F(device, close)
 	EXPECT_LE(before + NR_HANDLES / 2, refs_of(self->fd, mem));
 	EXPECT_EQ(0, close(other));
 
-	/* Neither a reference nor an engine is left. */
+	/* No reference and no engine is left. */
 	memcpy(copy, mem, NR_PAGES * PAGE);
 	for (k = 0; k < NR_PAGES; k++)
 		EXPECT_GT(before + NR_HANDLES / 2,
@@ -1014,7 +1015,7 @@ TEST_F(device, close)
 	EXPECT_EQ(0, memcmp(copy, mem, NR_PAGES * PAGE));
 }
 
-/* A killed process leaves nothing behind, its engines running or not. */
+/* The death of a process drops its pins and stops its engines. */
 TEST_F(device, death)
 {
 	unsigned char *mem = map_filled(NR_PAGES, MAP_SHARED);
@@ -1053,7 +1054,7 @@ TEST_F(device, death)
 	EXPECT_EQ(0, memcmp(copy, mem, NR_PAGES * PAGE));
 }
 
-/* As long as a child has the file too, the parent's end ends nothing. */
+/* The handles stay while a child has the file open. */
 TEST_F(device, inherited_file)
 {
 	unsigned char *mem = map_filled(NR_PAGES, MAP_SHARED);
@@ -1092,7 +1093,7 @@ TEST_F(device, inherited_file)
 
 #define FAULTS	"/sys/kernel/debug/"
 
-/* Whether allocations that may wait can be made to fail as well. */
+/* Include allocations that may sleep in fault injection, or exclude them. */
 static int set_faults(bool on)
 {
 	int ret;
@@ -1134,16 +1135,16 @@ static int no_memory_start(int fd, void *mem, uint32_t handle)
 	return ret ?: pin_stop(fd, handle, NULL);
 }
 
-/* Each allocation of a call fails in turn: it says so, and has done nothing. */
+/* If any one allocation of a call fails, the call gives ENOMEM or succeeds. */
 TEST_F(device, no_memory)
 {
 	static const struct {
 		const char *what;
 		int (*call)(int fd, void *mem, uint32_t handle);
-		int least;	/* allocations the driver cannot do without */
+		int least;	/* allocations that must fail the call */
 	} cases[] = {
 		{ "open", no_memory_open, 1 },
-		/* The handle, its pages, their table. */
+		/* The handle, its page array, and the scatterlist. */
 		{ "pin", no_memory_pin, 3 },
 		{ "write", no_memory_write, 1 },
 		{ "start", no_memory_start, 1 },
@@ -1174,14 +1175,14 @@ TEST_F(device, no_memory)
 			memset(text, 0, sizeof(text));
 			ASSERT_LT(0, pread(fd, text, sizeof(text) - 1, 0));
 			ASSERT_EQ(1, pwrite(fd, "0", 1, 0));
-			if (atoi(text))	/* there are fewer allocations */
+			if (atoi(text))	/* the call has fewer allocations */
 				break;
 			ASSERT_TRUE(!ret || ret == -ENOMEM) {
-				TH_LOG("%s, allocation %d: %s", cases[i].what,
-				       nth, strerror(-ret));
+				TH_LOG("%s with allocation %d failing gives %d, not 0 or -ENOMEM",
+				       cases[i].what, nth, ret);
 			}
 			ASSERT_EQ(held, pin_held());
-			/* It may have hit what a slab can grow without. */
+			/* Try again: a slab may have grown by other means. */
 			if (!ret && ++tries < 4)
 				continue;
 			failed += !!ret;
@@ -1190,9 +1191,10 @@ TEST_F(device, no_memory)
 		}
 		EXPECT_EQ(0, ret);
 		EXPECT_LE(cases[i].least, failed) {
-			TH_LOG("%s", cases[i].what);
+			TH_LOG("%s failed for %d allocations, not for %d or more",
+			       cases[i].what, failed, cases[i].least);
 		}
-		/* The handle is as good as ever; the engine stamps offset 0. */
+		/* The handle still works. The engine stamped offset 0. */
 		EXPECT_EQ(0, pin_read(self->fd, handle, PAGE + 64, &byte, 1));
 		EXPECT_EQ('b', byte);
 	}
@@ -1217,7 +1219,7 @@ static void *race_unpin(void *data)
 	return NULL;
 }
 
-/* Many unpin one handle: one of them does. */
+/* If several threads unpin one handle, exactly one succeeds. */
 TEST_F(device, concurrent_unpin)
 {
 	struct racer racers[NR_THREADS];
@@ -1258,13 +1260,13 @@ struct hammer {
 	unsigned int seed;
 	unsigned char *mem;
 	uint32_t *slots;	/* handles, 0 for none, shared by all threads */
-	const char *failed;	/* the call that failed as it must not */
+	const char *failed;	/* a call with an unexpected error */
 	int error;
-	unsigned long moved;	/* transfers that went through */
-	unsigned long started;	/* engines */
+	unsigned long moved;	/* successful transfers */
+	unsigned long started;	/* engines started */
 };
 
-/* A handle that was taken out of its slot is ours alone to unpin. */
+/* Unpin a handle that was taken out of its slot. No other thread unpins it. */
 static int hammer_unpin(struct hammer *h, uint32_t handle)
 {
 	int ret;
@@ -1274,7 +1276,7 @@ static int hammer_unpin(struct hammer *h, uint32_t handle)
 					       FAKE_DMA_UNPIN_DIRTY : 0);
 		if (ret != -EBUSY)
 			return ret;
-		/* Another thread's engine, or it was stopped just now. */
+		/* Stop the engine, unless another thread did so just now. */
 		ret = pin_stop(h->fd, handle, NULL);
 		if (ret && ret != -EINVAL)
 			return ret;
@@ -1303,7 +1305,7 @@ static int hammer_pin(struct hammer *h, uint32_t *slot)
 	return old ? hammer_unpin(h, old) : 0;
 }
 
-/* An error that a thread meets because of what the others do at the time. */
+/* Return true if other threads' concurrent calls can cause this result. */
 static bool hammer_allows(int ret, int error1, int error2, int error3)
 {
 	return !ret || ret == -ENOENT || ret == -error1 || ret == -error2 ||
@@ -1376,7 +1378,7 @@ static void *hammer(void *data)
 	return NULL;
 }
 
-/* Every call on one file at a time, from all sides. */
+/* Several threads make random calls on one file. */
 TEST_F(device, concurrent_calls)
 {
 	uint32_t slots[NR_SLOTS] = { 0 };
@@ -1396,16 +1398,17 @@ TEST_F(device, concurrent_calls)
 	for (i = 0; i < NR_THREADS; i++) {
 		pthread_join(h[i].thread, NULL);
 		EXPECT_EQ(NULL, h[i].failed) {
-			TH_LOG("%s: %s", h[i].failed, strerror(-h[i].error));
+			TH_LOG("thread %d: %s gives %d, which no concurrent call explains",
+			       i, h[i].failed, h[i].error);
 		}
 		moved += h[i].moved;
 		started += h[i].started;
 	}
-	/* It was not all errors. */
+	/* Enough of the calls succeeded. */
 	EXPECT_LT(NR_CALLS / 10, moved);
 	EXPECT_LT(NR_CALLS / 100, started);
 
-	/* The books balance before the close does it. */
+	/* Pins and unpins balance before the close. */
 	for (i = 0; i < NR_SLOTS; i++)
 		if (slots[i])
 			EXPECT_EQ(0, hammer_unpin(&h[0], slots[i]));
@@ -1428,7 +1431,7 @@ static void *call_until_closed(void *data)
 	return NULL;
 }
 
-/* The file is closed while other threads are in its calls. */
+/* One thread closes the file while others are in its calls. */
 TEST_F(device, concurrent_close)
 {
 	struct racer racers[NR_THREADS];

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Memory of every kind, pinned for reading or writing, by the fast or the slow
- * path, for tests of what mm or the process does to it. A device with a pin for
- * writing has its engine running all the while. Programs for which hugetlb makes
- * no sense define NO_HUGETLB.
+ * Fixture "event": a buffer of each kind of memory with an R/O or a write pin,
+ * taken by GUP-fast or the slow path. Each test applies one event to it, of mm or
+ * of the process. A buffer with a write pin has the device's engine running.
+ * Programs that do not apply to hugetlb define NO_HUGETLB.
  */
 #ifndef PIN_EVENT_H
 #define PIN_EVENT_H
 
 #include "pin_memory.h"
 
-#define STAMP		8	/* where in a page the engine writes */
+#define STAMP		8	/* offset in a page of the engine's word */
 
 struct buffer {
 	struct pinned p;
 	struct memory m;
-	uint32_t flags;		/* how it is pinned */
+	uint32_t flags;		/* FAKE_DMA_PIN_* of the pin */
 	uint32_t call;
 };
 
@@ -141,7 +141,7 @@ FIXTURE_VARIANT_ADD(event, swapped_write_slow) {
 	.call = FAKE_DMA_CALL_SLOW,
 };
 
-/* Every page has a stamp of the engine that came after this call. */
+/* Expect that the engine writes to every page from now on. */
 static inline void expect_stamped(struct pinned *p, const char *when)
 {
 	struct __test_metadata *_metadata = p->test;
@@ -158,12 +158,12 @@ static inline void expect_stamped(struct pinned *p, const char *when)
 			usleep(100);
 	}
 	EXPECT_EQ(0, still) {
-		TH_LOG("%s: so many pages do not get what the engine writes",
-		       when);
+		TH_LOG("%s: %zu of %zu pages have no new stamp of the engine, expected 0",
+		       when, still, p->nr);
 	}
 }
 
-/* C1, both ways. */
+/* Expect C1, for the directions that the pin allows. */
 static inline void expect_held(struct buffer *b, const char *when)
 {
 	if (!(b->flags & FAKE_DMA_PIN_WRITE)) {
@@ -174,6 +174,7 @@ static inline void expect_held(struct buffer *b, const char *when)
 	expect_stamped(&b->p, when);
 }
 
+/* Pin the buffer; start the engine if it is a write pin. */
 static inline void take(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -181,10 +182,10 @@ static inline void take(struct buffer *b)
 	pin(&b->p, b->m.mem, NR_PAGES, b->flags, b->call);
 	if (b->flags & FAKE_DMA_PIN_WRITE)
 		ASSERT_EQ(0, pin_start(b->p.dev, b->p.handle, STAMP, 50));
-	expect_held(b, "when it was pinned");
+	expect_held(b, "just pinned");
 }
 
-/* Nothing was lost on the way: the pins can be given back, and are all. */
+/* Unpin the buffer and expect that no pin is left in the machine. */
 static inline void give_back(struct buffer *b)
 {
 	bool engine = b->flags & FAKE_DMA_PIN_WRITE;
@@ -235,8 +236,8 @@ static inline void *run_ongoing(void *arg)
 }
 
 /*
- * C1 before, while and after a thread runs @event, which must leave the memory
- * there to be read and written at any time. Gives what @event returns.
+ * Run @event in a thread and expect C1 during and after it. @event must keep the
+ * memory readable and writable. Return the result of @event.
  */
 static inline int expect_held_through(struct buffer *b,
 				      int (*event)(struct buffer *b),

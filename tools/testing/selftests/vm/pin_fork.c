@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Fork and pinned anonymous memory: the page a device was given stays with the
- * process that gave it (R7, C1), and the child has the bytes as they were at
- * fork, for ever (C2).
+ * Test fork and pinned anonymous memory. The process that pinned a page keeps
+ * it (R7, C1). The child gets the bytes of the time of fork, not later ones (C2).
  */
 #define _GNU_SOURCE
 #include <spawn.h>
@@ -11,25 +10,29 @@
 
 #include "pin_process.h"
 
-#define NR_PAGES	32	/* of a buffer, */
-#define FIRST		8	/* and those of it that get pinned */
+#define NR_PAGES	32	/* pages of a buffer */
+#define FIRST		8	/* index of the first pinned page */
 #define NR_PINNED	16
 
+/* Check the bytes of the time of fork, then write and expect no others. */
 static int child_writes(struct pinned *p)
 {
 	int ret = child_looks(p);
+	long page;
 
 	pin_fill(p->mem, p->nr, 0xc0c0);
 	++*p->arrived;
 	wait_stage(p, 1);
-	if (pin_differs(p->mem, p->nr, 0xc0c0) >= 0) {
-		fprintf(stderr, "# child: what it wrote is gone\n");
+	page = pin_differs(p->mem, p->nr, 0xc0c0);
+	if (page >= 0) {
+		fprintf(stderr, "# child: page %ld of %zu has lost the child's write\n",
+			page, p->nr);
 		return 1;
 	}
 	return ret;
 }
 
-/* The number of minor faults that writing a word to each page takes. */
+/* Write a word to each page. Return the number of minor faults. */
 static long write_faults(char *mem, size_t nr)
 {
 	static struct rusage before, after;
@@ -43,11 +46,11 @@ static long write_faults(char *mem, size_t nr)
 }
 
 /*
- * Each way to fork, each way to pin.
+ * Test each kind of fork with each kind of pin.
  */
 FIXTURE(fork) {
 	struct pinned p;
-	char *buf;		/* NR_PAGES, some of them pinned */
+	char *buf;		/* NR_PAGES pages, NR_PINNED of them pinned */
 };
 
 FIXTURE_VARIANT(fork) {
@@ -163,7 +166,7 @@ TEST_F(fork, R7_C1_parent_entry_stays_writable)
 	pid_t child = make_child(variant->way, child_looks_late, p);
 
 	ASSERT_LT(0, child);
-	/* Shared pages fault: this warms up, and shows that it counts. */
+	/* Writes to shared pages fault, which proves that faults are counted. */
 	EXPECT_LE(FIRST, write_faults(self->buf, FIRST));
 	EXPECT_EQ(0, write_faults(p->mem, p->nr));
 	*p->stage = 1;
@@ -229,7 +232,7 @@ TEST_F(fork, R7_C1_C2_many_children)
 		EXPECT_EQ(0, reap(child[i]));
 }
 
-/* A child that pins its own copy, and forks: the same promises, one deeper. */
+/* Pin the child's own copy and fork: a grandchild sees the same promises. */
 static int child_pins_and_forks(struct pinned *p)
 {
 	struct __test_metadata *_metadata = p->test;
@@ -247,7 +250,7 @@ static int child_pins_and_forks(struct pinned *p)
 	return !_metadata->passed;
 }
 
-/* A child that pins nothing, and forks: it and the grandchild share. */
+/* Fork in a child without pins: child and grandchild share pages. */
 static int child_forks(struct pinned *p)
 {
 	struct __test_metadata *_metadata = p->test;
@@ -269,7 +272,7 @@ TEST_F(fork, R7_C1_C2_child_forks)
 	ASSERT_LT(0, child[0]);
 	child[1] = make_child(variant->way, child_pins_and_forks, p);
 	ASSERT_LT(0, child[1]);
-	/* The first child and its own one. */
+	/* Wait for the first child and for its child. */
 	wait_arrived(p, 2);
 	expect_identity(p, "beside child and grandchild");
 	*p->stage = 1;
@@ -277,14 +280,16 @@ TEST_F(fork, R7_C1_C2_child_forks)
 	EXPECT_EQ(0, reap(child[1]));
 }
 
-/* Where the engine stamps: not in the word that write_faults() writes. */
+/* Offset of the engine's stamp; write_faults() writes another word. */
 #define STAMP	64
 
+/* Return the stamp in a page. */
 static uint64_t stamp(char *mem, size_t page)
 {
 	return pin_get(mem + page * PAGE + STAMP);
 }
 
+/* Return 0 if the stamps stay as they were at fork. */
 static int child_watches_stamps(struct pinned *p)
 {
 	uint64_t at_fork[NR_MAX];
@@ -298,7 +303,7 @@ static int child_watches_stamps(struct pinned *p)
 		for (i = 0; i < p->nr; i++) {
 			if (stamp(p->mem, i) == at_fork[i])
 				continue;
-			fprintf(stderr, "# child: the device stamps page %zu\n",
+			fprintf(stderr, "# child: the device writes to page %zu of the child\n",
 				i);
 			return 1;
 		}
@@ -321,14 +326,15 @@ TEST_F(fork, R7_C1_C2_while_the_device_writes)
 		write_faults(p->mem, p->nr);
 		for (i = 0; i < p->nr; i++)
 			before[i] = stamp(p->mem, i);
-		/* Seconds, for an engine that shares the CPU with others. */
+		/* Wait for seconds, as the engine may share its CPU. */
 		for (wait = 0, late = p->nr; late && wait < 3000; wait++) {
 			usleep(1000);
 			for (i = 0, late = 0; i < p->nr; i++)
 				late += stamp(p->mem, i) == before[i];
 		}
 		EXPECT_EQ(0, late) {
-			TH_LOG("so many pages have lost their device");
+			TH_LOG("fork %d: %zu of %zu pages get no new stamp",
+			       n, late, p->nr);
 		}
 		EXPECT_EQ(0, reap(child));
 		if (!_metadata->passed)
@@ -340,9 +346,9 @@ TEST_F(fork, R7_C1_C2_while_the_device_writes)
 }
 
 /*
- * A child that shares the parent's memory until it executes a program, which
- * here is this one, and ends when its input does. Only with fork is there
- * something that could be lost on a kernel without pins.
+ * Test children that execute a program. Until exec, a child of vfork() or
+ * posix_spawn() uses the parent's memory, so only fork() loses data on a kernel
+ * without pins. The program is this one; it ends with its input.
  */
 #define CHILD_PROGRAM	"/proc/self/exe"
 
@@ -364,7 +370,7 @@ FIXTURE_VARIANT(exec) {
 	pid_t (*start)(int in, char *mem);
 };
 
-/* What a child writes before exec is written to the parent's memory. */
+/* Start the program by vfork(). The child writes to the parent's memory. */
 static pid_t start_vfork(int in, char *mem)
 {
 	pid_t pid = vfork();
@@ -450,7 +456,7 @@ TEST_F(exec, R7_C1_program_is_started)
 }
 
 /*
- * Kinds of memory and of mappings; by fork, which is as good as any.
+ * Test kinds of memory and of mappings with fork().
  */
 FIXTURE(layout) {
 	struct pinned p;
@@ -477,7 +483,7 @@ FIXTURE_TEARDOWN(layout)
 {
 }
 
-/* Forks, and has all three look while the child lives and afterwards. */
+/* Fork. Check parent, child and device before and after the child's exit. */
 static void expect_survives_fork(struct pinned *p)
 {
 	struct __test_metadata *_metadata = p->test;
@@ -530,7 +536,7 @@ TEST_F(layout, R7_private_file_page_written_by_the_pin)
 	expect_survives_fork(&self->p);
 }
 
-/* Memory shared with the child stays shared with it, pinned or not. */
+/* Shared memory stays shared with the child, pinned or not. */
 TEST_F(layout, R7_shared_memory_is_not_copied)
 {
 	struct pinned *p = &self->p;
@@ -543,7 +549,7 @@ TEST_F(layout, R7_shared_memory_is_not_copied)
 	child = make_child(WAY_FORK, child_looks_late, p);
 	ASSERT_LT(0, child);
 	expect_identity(p, "beside the child");
-	/* This time the child must see what comes after fork. */
+	/* The child of this test must see a write after fork. */
 	pin_fill(p->bounce, p->nr, AT_FORK);
 	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
 	*p->stage = 1;
@@ -560,7 +566,7 @@ static int child_unprotects(struct pinned *p)
 	return child_looks(p);
 }
 
-/* Only reading: what a write fault does afterwards is not fork's business. */
+/* Only read after fork: other tests cover write faults. */
 TEST_F(layout, R7_protected_after_the_pin)
 {
 	const int prot[] = { PROT_READ, PROT_NONE };
@@ -680,7 +686,7 @@ TEST_F(layout, R7_soft_dirty_state_of_the_copy)
 	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_writes_and_is_tracked, p)));
 }
 
-/* Not whole pages: the rest of the first and the last one is CPU's alone. */
+/* In the first and the last page, only the CPU accesses the other bytes. */
 TEST_F(layout, R7_range_starts_and_ends_within_pages)
 {
 	struct pinned *p = &self->p;
@@ -728,8 +734,8 @@ TEST_F(layout, R7_pinned_twice_and_unpinned_once)
 }
 
 /*
- * The owner of the memory never pinned anything: another process did. What
- * the owner's children see must not depend on who asked for the pin.
+ * Let another process pin our memory, then fork. Our child must see the same as
+ * after a pin of our own.
  */
 static int child_is_pinned_and_forks(struct pinned *p)
 {
@@ -751,6 +757,8 @@ TEST_F(layout, R5_R7_pinned_by_another_process)
 {
 	struct pinned *p = &self->p;
 	pid_t child;
+	long differs;
+	int status;
 
 	p->mem = pin_map_small(NR_PINNED);
 	p->nr = NR_PINNED;
@@ -763,14 +771,18 @@ TEST_F(layout, R5_R7_pinned_by_another_process)
 	*p->stage = 1;
 	wait_arrived(p, 2);
 	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
-	EXPECT_EQ(-1, pin_differs(p->bounce, p->nr, 2)) {
-		TH_LOG("the device reads other bytes than the owner wrote");
+	differs = pin_differs(p->bounce, p->nr, 2);
+	EXPECT_EQ(-1, differs) {
+		TH_LOG("page %ld: the device does not read the bytes that the owner wrote",
+		       differs);
 	}
 	pin_fill(p->bounce, p->nr, 3);
 	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
 	*p->stage = 2;
-	EXPECT_EQ(0, reap(child)) {
-		TH_LOG("what the device wrote does not arrive at the owner");
+	status = reap(child);
+	EXPECT_EQ(0, status) {
+		TH_LOG("the owner exits with %d, not 0: it or its child read wrong bytes",
+		       status);
 	}
 }
 
@@ -782,11 +794,11 @@ TEST_F(layout, R7_subpages_of_a_split_thp_mapping)
 	for (i = 0; i < 4; i++) {
 		mem = pin_map_thp(self->p.dev, 1);
 		if (!mem)
-			SKIP(return, "no transparent huge page to be had");
+			SKIP(return, "cannot map a transparent huge page");
 		if (i & 1)
 			pin(&self->p, mem + 100 * PAGE, NR_PINNED,
 			    FAKE_DMA_PIN_WRITE, variant->call);
-		/* What is left is mapped by 4 KiB entries. */
+		/* This leaves the rest PTE-mapped. */
 		ASSERT_EQ(0, i & 2 ? munmap(mem + HUGE_PAGE - PAGE, PAGE) :
 				     mprotect(mem + PAGE, PAGE, PROT_READ));
 		if (!(i & 1))
@@ -798,14 +810,14 @@ TEST_F(layout, R7_subpages_of_a_split_thp_mapping)
 	}
 }
 
-/* Parts of the mapping go away or elsewhere: what is left is as it was. */
+/* Unmapping and moving parts of a THP does not change the rest. */
 TEST_F(layout, R7_R12_parts_of_a_thp_unmapped_and_moved)
 {
 	struct pinned *p = &self->p;
 	char *mem = pin_map_thp(p->dev, 1), *to = pin_map_small(NR_PINNED);
 
 	if (!mem)
-		SKIP(return, "no transparent huge page to be had");
+		SKIP(return, "cannot map a transparent huge page");
 	ASSERT_NE(NULL, to);
 	pin(p, mem + 100 * PAGE, NR_PINNED, FAKE_DMA_PIN_WRITE, variant->call);
 	ASSERT_EQ(0, munmap(mem + 90 * PAGE, 5 * PAGE));
@@ -817,17 +829,18 @@ TEST_F(layout, R7_R12_parts_of_a_thp_unmapped_and_moved)
 }
 
 /*
- * Huge pages: the parent's stays, and stays huge; the child gets a huge copy.
+ * Test huge pages: the parent keeps its page and its huge entry, and the child
+ * gets a huge copy.
  */
 #define NR_HUGE		2
-#define NR_POOL		4	/* for them, a copy and what a write takes */
+#define NR_POOL		4	/* NR_HUGE, a copy by fork, a copy on write */
 
 struct huge {
 	struct pinned p;
 	char *buf;		/* NR_HUGE huge pages, the first one pinned */
-	size_t size;		/* of a huge page */
+	size_t size;		/* size of a huge page */
 	bool hugetlb;
-	long pool_size;		/* to be set again */
+	long pool_size;		/* pool size to restore */
 };
 
 FIXTURE(huge) {
@@ -835,10 +848,10 @@ FIXTURE(huge) {
 };
 
 FIXTURE_VARIANT(huge) {
-	size_t hugetlb;		/* size, 0: transparent */
+	size_t hugetlb;		/* page size, 0 for transparent huge pages */
 	uint32_t call;
-	size_t nr;		/* pages to pin, from... */
-	size_t first;
+	size_t nr;		/* pages to pin */
+	size_t first;		/* index of the first of them */
 };
 
 FIXTURE_VARIANT_ADD(huge, thp_fast) {
@@ -893,7 +906,7 @@ FIXTURE_VARIANT_ADD(huge, hugetlb_1g) {
 
 #define POOL	"/sys/kernel/mm/hugepages/hugepages-%zukB/%s"
 
-/* A number of the pool of huge pages of that size, or -1. */
+/* Return a number of the pool of huge pages of @size, or -1. */
 static long pool(size_t size, const char *what)
 {
 	char name[128];
@@ -902,7 +915,7 @@ static long pool(size_t size, const char *what)
 	return pin_file_number(name);
 }
 
-/* Sets the number of huge pages of the pool; says what it is then. */
+/* Set the number of huge pages of the pool. Return the resulting number. */
 static long set_pool(size_t size, long nr)
 {
 	char name[128];
@@ -912,7 +925,7 @@ static long set_pool(size_t size, long nr)
 	return pin_file_number(name);
 }
 
-/* How much of the mapping at @mem a process has mapped by huge entries. */
+/* Return how many kB of the mapping at @mem a process maps by huge entries. */
 static long huge_kb(pid_t pid, char *mem)
 {
 	unsigned long start, end;
@@ -937,13 +950,13 @@ static long huge_kb(pid_t pid, char *mem)
 	return sum;
 }
 
-/* MAP_HUGETLB and the size of a page */
+/* Return mmap() flags for huge pages of @size. */
 static int map_hugetlb(size_t size)
 {
 	return MAP_PRIVATE | MAP_HUGETLB | (ffsl(size) - 1) << MAP_HUGE_SHIFT;
 }
 
-/* Maps huge pages of that size from the pool, or transparent ones for 0. */
+/* Map NR_HUGE pages of size @hugetlb from the pool, or THPs if it is 0. */
 static void map_huge(struct __test_metadata *_metadata, struct huge *h,
 		     size_t hugetlb)
 {
@@ -954,14 +967,15 @@ static void map_huge(struct __test_metadata *_metadata, struct huge *h,
 		h->pool_size = pool(h->size, "nr_hugepages");
 		if (set_pool(h->size, NR_POOL) != NR_POOL) {
 			set_pool(h->size, h->pool_size);
-			SKIP(_exit(255), "no memory for %d huge pages of %zu MB",
+			SKIP(_exit(255), "cannot allocate a pool of %d huge pages of %zu MB",
 			     NR_POOL, h->size >> 20);
 		}
 		h->buf = pin_map(NR_HUGE * h->size, map_hugetlb(h->size));
 	} else {
 		h->buf = pin_map_thp(h->p.dev, NR_HUGE);
 		if (!h->buf)
-			SKIP(_exit(255), "no transparent huge page to be had");
+			SKIP(_exit(255), "cannot map %d transparent huge pages",
+			     NR_HUGE);
 	}
 	ASSERT_NE(NULL, h->buf);
 	pin_set(h->buf + h->size, 1);
@@ -1035,10 +1049,10 @@ TEST_F(huge, R7_C1_C6_entries_of_both)
 	pid_t child = make_child(WAY_FORK, child_looks_late, p);
 
 	ASSERT_LT(0, child);
-	/* The other one is shared: this warms up, and shows that it counts. */
+	/* A write to the shared page faults, which proves that faults are counted. */
 	EXPECT_LT(0, write_faults(self->h.buf + self->h.size, 1));
 	EXPECT_EQ(0, write_faults(p->mem, p->nr));
-	/* The write has split what is shared, if it is transparent. */
+	/* This write has split a shared THP. */
 	EXPECT_EQ(variant->hugetlb ? kb : kb / NR_HUGE,
 		  huge_kb(getpid(), self->h.buf));
 	EXPECT_EQ(kb, huge_kb(child, self->h.buf));
@@ -1076,7 +1090,7 @@ TEST_F(huge, R7_C6_shares_again_after_unpin)
 }
 
 /*
- * The pool that copies of hugetlb pages come from.
+ * Test the hugetlb pool that copies come from.
  */
 FIXTURE(pool) {
 	struct huge h;
@@ -1105,7 +1119,7 @@ FIXTURE_TEARDOWN(pool)
 	unpin_huge(_metadata, &self->h);
 }
 
-/* Puts pages to use: a pool of 1 GB pages that shrinks may not grow again. */
+/* Use up @nr pages. A pool of 1 GB pages that was shrunk may not grow again. */
 static char *take_from_pool(struct huge *h, size_t nr)
 {
 	char *mem = pin_map(nr * h->size, map_hugetlb(h->size));
@@ -1142,7 +1156,7 @@ TEST_F(pool, R9_empty_pool_fails_fork)
 	EXPECT_EQ(0, reap(make_child(WAY_FORK, child_looks, p)));
 }
 
-/* The copy is not taken from what the parent has reserved and not touched. */
+/* The copy does not take a page that the parent has reserved. */
 TEST_F(pool, R9_reservation_of_the_parent)
 {
 	size_t nr = NR_POOL - NR_HUGE - 1, size = self->h.size;
@@ -1164,8 +1178,8 @@ TEST_F(pool, R9_reservation_of_the_parent)
 }
 
 /*
- * R2, C6: a page with 1024 references looks like a pinned one, and that must
- * not have it copied.
+ * R2, C6: fork must not copy a page that only looks pinned because it has 1024
+ * references.
  */
 #define MANY	1100
 
@@ -1194,7 +1208,7 @@ FIXTURE_TEARDOWN(many)
 		waitpid(self->child[i], NULL, 0);
 }
 
-/* Sleeps until the end of the test, however that comes. */
+/* Sleep until the parent kills us or dies. */
 static int child_pauses(struct pinned *p)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -1228,7 +1242,7 @@ TEST_F(many, R2_C6_unpinned_page_is_shared_with_any_number)
 	*p->stage = 1;
 	EXPECT_EQ(0, reap(child));
 
-	/* Nor may one that has pinned something else. */
+	/* A pin of another page must not change that. */
 	ASSERT_EQ(0, pin_range(p->dev, p->mem + PAGE, PAGE, FAKE_DMA_PIN_WRITE,
 			       FAKE_DMA_CALL_FAST, &handle));
 	*p->stage = 0;

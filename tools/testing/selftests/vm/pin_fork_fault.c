@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Fork of a process with pinned memory needs memory for the copies (R9): when
- * there is none, fork fails with ENOMEM, the parent is as it was, and nothing
- * is lost. The copies are charged to the process that forks.
+ * Test fork of a process with pinned memory if an allocation fails (R9): fork
+ * fails with ENOMEM, does not change the parent and leaks nothing. The copies
+ * are charged to the process that forks.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -20,8 +20,8 @@
 #include "../kselftest_harness.h"
 #include "pin_util.h"
 
-#define NR_PAGES	64	/* pinned, so that each copy can fail */
-#define PASSES		4	/* over all allocations, to look for leaks */
+#define NR_PAGES	64	/* pinned pages; the copy of each can fail */
+#define PASSES		4	/* passes over all allocations, to find leaks */
 #define STACK		(64UL << 10)
 
 #define FAULTS		"/sys/kernel/debug/"
@@ -30,7 +30,7 @@
 #define EVENTS		CGROUP "memory.events"
 #define CHILD_CGROUP	CGROUPS "pin_fork_fault.child/"
 
-/* A memory cgroup for this process alone: 0, or a negative errno. */
+/* Move to a new memory cgroup. Return 0 or a negative errno. */
 static int enter_cgroup(void)
 {
 	int ret = pin_write_file(CGROUPS "cgroup.subtree_control", "+memory");
@@ -48,27 +48,28 @@ static void leave_cgroup(void)
 	rmdir(CGROUP);
 }
 
-/* Pages charged, and huge pages. */
+/* Return the number of pages charged to our cgroup. */
 static long charged(void)
 {
 	return pin_file_number(CGROUP "memory.current") / (long)PAGE;
 }
 
+/* Return the number of hugetlb pages charged to our cgroup. */
 static long hugetlb_charged(void)
 {
 	return pin_file_number(CGROUP "hugetlb.2MB.current") / (long)HUGE_PAGE;
 }
 
 /*
- * Each CPU keeps up to 32 pages that are charged and not used, and kernel
- * objects come and go with some delay: differences up to this mean nothing.
+ * Return the difference of charges that is noise: each CPU keeps up to 32 pages
+ * that are charged but unused, and kernel objects are freed with a delay.
  */
 static long charge_noise(void)
 {
 	return 2 * 32 * sysconf(_SC_NPROCESSORS_CONF);
 }
 
-/* KASAN keeps freed objects, charged, until their cache is told to shrink. */
+/* Shrink all slab caches, as KASAN keeps freed objects charged until then. */
 static void shrink_slabs(void)
 {
 	glob_t caches;
@@ -81,7 +82,7 @@ static void shrink_slabs(void)
 	globfree(&caches);
 }
 
-/* What is charged when it does not fall any more: kernel memory goes late. */
+/* Wait until the charge stops falling, as kernel memory is freed late. */
 static long charged_at_rest(void)
 {
 	long now, last;
@@ -98,6 +99,7 @@ static long charged_at_rest(void)
 	return now;
 }
 
+/* Return true if process and device access the same pages in both directions. */
 static bool same_pages(int dev, uint32_t handle, char *mem, size_t nr,
 		       uint32_t seed)
 {
@@ -123,7 +125,7 @@ static bool same_pages(int dev, uint32_t handle, char *mem, size_t nr,
 
 enum kind { BASE_PAGES, THP, HUGETLB };
 
-/* Memory of one kind, or NULL. */
+/* Map memory of one kind. Return NULL on failure. */
 static char *map_kind(int dev, enum kind kind, size_t nr_pages)
 {
 	size_t nr_huge = (nr_pages * PAGE + HUGE_PAGE - 1) / HUGE_PAGE;
@@ -140,10 +142,9 @@ static char *map_kind(int dev, enum kind kind, size_t nr_pages)
 }
 
 /*
- * Every allocation in turn. The thread that forks has its stack, and with it
- * its errno, in shared memory, and the child another one: no page of theirs is
- * faulted in or copied on write around fork, so that the failure that is meant
- * for fork meets nothing else.
+ * Test the failure of each allocation. The thread that forks has its stack and
+ * its errno in shared memory, and so has the child. So neither has page faults
+ * that allocate, and the failure can only hit fork.
  */
 FIXTURE(fault) {
 	int dev;
@@ -154,15 +155,15 @@ FIXTURE(fault) {
 	long pool;
 
 	char *stack, *child_stack;
-	int nth;		/* which allocation fails */
-	int left;		/* what fork left of nth: 0 if it did fail */
-	int pid;		/* what fork gave, or a negative errno */
+	int nth;		/* number of the allocation to fail */
+	int left;		/* fail-nth after fork: 0 if it failed one */
+	int pid;		/* child, or a negative errno */
 };
 
 FIXTURE_VARIANT(fault) {
 	enum kind kind;
 	const char *wanted, *other;
-	size_t least;		/* so many failures fail fork */
+	size_t least;		/* allocations that must fail fork */
 };
 
 FIXTURE_VARIANT_ADD(fault, fail_page_alloc) {
@@ -177,7 +178,7 @@ FIXTURE_VARIANT_ADD(fault, failslab) {
 	.least = 10,
 };
 
-/* Without a huge page, the copy is made of base pages. */
+/* If no huge page can be allocated, fork copies to base pages. */
 FIXTURE_VARIANT_ADD(fault, fail_page_alloc_thp) {
 	.kind = THP,
 	.wanted = FAULTS "fail_page_alloc/",
@@ -206,7 +207,7 @@ FIXTURE_VARIANT_ADD(fault, failslab_hugetlb) {
 	.least = 10,
 };
 
-/* Whether a kind of allocation that may wait is failed. */
+/* Include allocations that may sleep in one kind of fault injection, or not. */
 static int set_fault(const char *dir, bool on)
 {
 	char name[128];
@@ -221,7 +222,7 @@ static int set_fault(const char *dir, bool on)
 	return ret;
 }
 
-/* A backtrace for each failure would be too much of a good thing. */
+/* Turn the backtraces of injected failures on or off. */
 static void set_verbose(bool on)
 {
 	pin_write_file(FAULTS "fail_page_alloc/verbose", on ? "2" : "0");
@@ -233,11 +234,12 @@ FIXTURE_SETUP(fault)
 	self->dev = pin_open();
 	ASSERT_LE(0, self->dev);
 	if (set_fault(variant->wanted, true))
-		SKIP(_exit(255), "%s: not in this kernel", variant->wanted);
+		SKIP(_exit(255), "needs %s: set CONFIG_FAILSLAB and CONFIG_FAIL_PAGE_ALLOC",
+		     variant->wanted);
 	set_fault(variant->other, false);
 	set_verbose(false);
 	if (enter_cgroup())
-		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
+		SKIP(_exit(255), "needs the memory controller in %s", CGROUPS);
 
 	self->pool = pin_file_number(PIN_POOL);
 	self->mem = map_kind(self->dev, variant->kind, NR_PAGES);
@@ -277,13 +279,12 @@ static void *fork_in_thread(void *arg)
 	if (fd >= 0) {
 		snprintf(nth, sizeof(nth), "%d", self->nth);
 		if (pwrite(fd, nth, strlen(nth), 0) > 0) {
-			/* From here on, nothing private may be written to, */
+			/* Write to no private page until fail-nth is 0. */
 			pid = clone(child_exits, self->child_stack + STACK,
 				    SIGCHLD, NULL);
 			if (pid < 0)
 				pid = -errno;
 			if (pread(fd, left, sizeof(left) - 1, 0) <= 0 ||
-			    /* and now it may again. */
 			    pwrite(fd, "0", 1, 0) != 1)
 				pid = -EIO;
 		}
@@ -294,7 +295,7 @@ static void *fork_in_thread(void *arg)
 	return NULL;
 }
 
-/* Forks with the allocation of that number failing, and reaps the child. */
+/* Fork while allocation @nth fails, and reap the child. */
 static void fork_failing(struct __test_metadata *_metadata,
 			 FIXTURE_DATA(fault) * self, int nth)
 {
@@ -331,30 +332,30 @@ TEST_F(fault, R9_each_allocation_fails_in_turn)
 			else
 				optional++;
 			ASSERT_TRUE(self->pid > 0 || self->pid == -ENOMEM) {
-				TH_LOG("allocation %d: fork gives %d", nth,
-				       self->pid);
+				TH_LOG("allocation %d: fork gives %d, not a child or -ENOMEM",
+				       nth, self->pid);
 			}
 			ASSERT_TRUE(same_pages(self->dev, self->handle,
 					       self->mem, NR_PAGES, nth)) {
-				TH_LOG("allocation %d: process and device are apart",
-				       nth);
+				TH_LOG("allocation %d: process and device must share %d pages",
+				       nth, NR_PAGES);
 			}
 		}
-		/* None is left to fail: this is an ordinary fork. */
+		/* Fork has fewer than nth allocations: it must succeed. */
 		ASSERT_LT(0, self->pid);
 		EXPECT_LE(variant->least, failed);
 		EXPECT_EQ(-1, waitpid(-1, NULL, WNOHANG));
 		if (pass)
 			continue;
 		/* The first pass has filled the caches. */
-		TH_LOG("%zu allocations failed fork, fork did without %zu",
+		TH_LOG("fork fails for %zu allocations and succeeds without %zu",
 		       failed, optional);
 		at_rest = charged_at_rest();
 		anon = pin_vmstat("nr_anon_pages");
 		tables = pin_vmstat("nr_page_table_pages");
 		huge = pin_number("/proc/meminfo", "HugePages_Free:");
 	}
-	/* A page lost each time would be PASSES times NR_PAGES, and more. */
+	/* A leak of one page a fork would be more than PASSES times NR_PAGES. */
 	EXPECT_GE(at_rest + charge_noise(), charged_at_rest());
 	EXPECT_GE(anon + NR_PAGES / 4, pin_vmstat("nr_anon_pages"));
 	EXPECT_GE(tables + NR_PAGES / 4, pin_vmstat("nr_page_table_pages"));
@@ -362,7 +363,7 @@ TEST_F(fault, R9_each_allocation_fails_in_turn)
 }
 
 /*
- * What the copies cost, and whom.
+ * Test the cgroup charges of the copies.
  */
 #define NR_CHARGED	2048
 
@@ -388,7 +389,7 @@ FIXTURE_SETUP(charge)
 	self->dev = pin_open();
 	ASSERT_LE(0, self->dev);
 	if (enter_cgroup())
-		SKIP(_exit(255), "%s: no memory controller", CGROUPS);
+		SKIP(_exit(255), "needs the memory controller in %s", CGROUPS);
 	self->mem = map_kind(self->dev, variant->kind, NR_CHARGED);
 	ASSERT_NE(NULL, self->mem);
 	pin_fill(self->mem, NR_CHARGED, 1);
@@ -399,7 +400,7 @@ FIXTURE_TEARDOWN(charge)
 	leave_cgroup();
 }
 
-/* What a child costs this process' cgroup while it does nothing, anywhere. */
+/* Return our cgroup's charge for a child in @cgroup, or in ours if it is -1. */
 static long charge_of_child_in(struct __test_metadata *_metadata, int cgroup)
 {
 	struct clone_args args = {
@@ -458,7 +459,7 @@ static void expect_fork_fails(struct __test_metadata *_metadata)
 		waitpid(child, NULL, 0);
 }
 
-/* As with all that fork allocates, it is the cgroup of the one that forks. */
+/* Fork charges copies to the parent's cgroup, like all its allocations. */
 TEST_F(charge, R9_copies_for_a_child_in_another_cgroup)
 {
 	uint32_t handle;
@@ -486,7 +487,7 @@ TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 			       FAKE_DMA_PIN_WRITE, FAKE_DMA_CALL_FAST,
 			       &handle));
 	ASSERT_EQ(0, pin_number(EVENTS, "oom_kill"));
-	/* For everything that fork needs, and half of the copies. */
+	/* Allow all other allocations of fork, and half of the copies. */
 	ASSERT_EQ(0, pin_write_number(CGROUP "memory.max",
 				      (charged_at_rest() + NR_CHARGED / 2) *
 				      PAGE));
@@ -499,7 +500,7 @@ TEST_F(charge, R9_limit_fails_fork_and_kills_nobody)
 }
 
 /*
- * The same for the hugetlb cgroup and the pool.
+ * Test the hugetlb cgroup and the pool.
  */
 #define NR_HUGE		4
 
@@ -516,12 +517,13 @@ FIXTURE_SETUP(hugetlb_charge)
 	ASSERT_LE(0, self->dev);
 	if (pin_write_file(CGROUPS "cgroup.subtree_control", "+hugetlb") ||
 	    enter_cgroup())
-		SKIP(_exit(255), "%s: no hugetlb controller", CGROUPS);
+		SKIP(_exit(255), "needs the hugetlb controller in %s", CGROUPS);
 	self->pool = pin_set_pool(2 * NR_HUGE);
 	if (pin_number("/proc/meminfo", "HugePages_Free:") < 2 * NR_HUGE) {
 		pin_set_pool(self->pool);
 		leave_cgroup();
-		SKIP(_exit(255), "no memory for %d huge pages", 2 * NR_HUGE);
+		SKIP(_exit(255), "cannot allocate a pool of %d huge pages",
+		     2 * NR_HUGE);
 	}
 	self->mem = pin_map(NR_HUGE * HUGE_PAGE, MAP_PRIVATE | MAP_HUGETLB);
 	ASSERT_NE(NULL, self->mem);
@@ -576,12 +578,10 @@ TEST_F(hugetlb_charge, R9_limit_of_the_hugetlb_cgroup_fails_fork)
 	ASSERT_EQ(0, pin_write_file(CGROUP "hugetlb.2MB.max", "max"));
 }
 
-/*
- * R7: where no huge page can be had, the copy of one is made of base pages.
- */
+/* Fail the allocation of huge pages, or no longer. */
 static void fail_huge_pages(bool on)
 {
-	/* While they fail, min-order keeps this from failing, too. */
+	/* Start to fail last, so that no write below fails. */
 	pin_write_file(FAULTS "fail_page_alloc/probability", "0");
 	pin_write_file(FAULTS "fail_page_alloc/min-order", on ? "9" : "1");
 	pin_write_file(FAULTS "fail_page_alloc/ignore-gfp-wait", on ? "N" : "Y");
@@ -592,6 +592,7 @@ static void fail_huge_pages(bool on)
 		pin_write_file(FAULTS "fail_page_alloc/probability", "100");
 }
 
+/* R7: if no huge page can be allocated, fork copies to base pages. */
 TEST(R7_base_pages_where_no_huge_page_can_be_had)
 {
 	int dev = pin_open(), status;
@@ -600,7 +601,8 @@ TEST(R7_base_pages_where_no_huge_page_can_be_had)
 	char *mem;
 
 	if (access(FAULTS "fail_page_alloc", F_OK))
-		SKIP(return, "%sfail_page_alloc: not in this kernel", FAULTS);
+		SKIP(return, "needs %sfail_page_alloc: set CONFIG_FAIL_PAGE_ALLOC",
+		     FAULTS);
 	mem = pin_map_thp(dev, 1);
 	ASSERT_NE(NULL, mem);
 	pin_fill(mem, HUGE_PAGE / PAGE, 7);
@@ -616,7 +618,7 @@ TEST(R7_base_pages_where_no_huge_page_can_be_had)
 	ASSERT_LT(0, child);
 	ASSERT_EQ(child, waitpid(child, &status, 0));
 	EXPECT_EQ(0, status);
-	/* The parent's is huge as before. */
+	/* The parent's page is still PMD-mapped. */
 	EXPECT_EQ(HUGE_PAGE >> 10, pin_number("/proc/self/smaps_rollup",
 					      "AnonHugePages:"));
 	EXPECT_TRUE(same_pages(dev, handle, mem + 5 * PAGE, 1, 8));

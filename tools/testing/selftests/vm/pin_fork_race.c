@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Fork against pin_user_pages_fast(), which takes no lock, on two CPUs (R8): a
- * page that was pinned while the process forked is the process' own, like one
- * that was pinned before.
+ * Race fork against pin_user_pages_fast() on two CPUs (R8). A page that is
+ * pinned during fork stays with the process, like one that was pinned before.
  *
  * usage: pin_fork_race [ROUNDS]
  */
@@ -19,13 +18,13 @@
 #include "../kselftest_harness.h"
 #include "pin_util.h"
 
-#define NR_PAGES	256	/* that are looked at */
-#define LEAD_PAGES	4096	/* that fork does not copy */
+#define NR_PAGES	256	/* pages that are checked */
+#define LEAD_PAGES	4096	/* pages before them that fork skips */
 
-/* Every so many rounds the child stays, to see what it must not see. */
+/* In one of so many rounds, the child stays to check its pages. */
 #define CHILD_LOOKS	7
 
-/* Words of each page: what the CPU writes, and what the device does. */
+/* Offsets in each page of the words that the CPU and the device write. */
 #define BY_CPU		0
 #define BY_DEVICE	8
 
@@ -36,20 +35,20 @@ enum kind { BASE_PAGES, THP, HUGETLB };
 struct race {
 	enum kind kind;
 	int dev, pagemap, kpageflags;
-	char *mem;		/* what is pinned: the lead, and the pages */
+	char *mem;		/* pinned range: the lead and the pages */
 	char *pages;
 	size_t nr_lead;
-	uint64_t pfn;		/* of the first of the pages */
+	uint64_t pfn;		/* PFN of the first of @pages */
 	pthread_t pinner;
-	atomic_int *checked;	/* the last round that was; children see it */
+	atomic_int *checked;	/* last round that was checked, shared */
 
-	/* The forking thread sets the round, the pinning one says it is done. */
+	/* The forking thread sets @round, the pinning one then sets @done. */
 	atomic_int round, done, stop;
-	long long pin_at, pinned_at;	/* when to begin, when it was over */
+	long long pin_at, pinned_at;	/* begin and end of the pin */
 
-	bool reading;		/* the pin is for that, and so is the mapping */
+	bool reading;		/* R/O pin of an R/O mapping */
 	uint32_t handle;
-	int error;		/* of the pin */
+	int error;		/* error of the pin */
 };
 
 static long long now_ns(void)
@@ -60,13 +59,14 @@ static long long now_ns(void)
 	return ts.tv_sec * 1000000000LL + ts.tv_nsec;
 }
 
+/* Spin until a time. */
 static void wait_until(long long ns)
 {
 	while (now_ns() < ns)
 		;
 }
 
-/* On a machine with one CPU, or a busy one, the other side must get its turn. */
+/* Spin until *@value reaches @wanted. Yield, as the CPU may be shared. */
 static void wait_for(atomic_int *value, int wanted)
 {
 	int spins = 0;
@@ -100,8 +100,8 @@ static void *pinner(void *arg)
 }
 
 /*
- * Maps the pages, where they were before if they were: entries that are
- * writable, which the fast path wants, and huge if they are to be.
+ * Map and touch the pages at their fixed address. This makes the entries
+ * writable, as GUP-fast requires for a write pin, and huge if r->kind is.
  */
 static bool map_pages(struct race *r)
 {
@@ -127,7 +127,7 @@ static bool map_pages(struct race *r)
 	return r->kind != THP || flags64 >> KPF_THP & 1;
 }
 
-/* Whether the first page that is pinned is the one that was mapped before. */
+/* Return true if the first pinned page is the one mapped before fork. */
 static bool same_page(struct race *r)
 {
 	struct fake_dma_page page;
@@ -136,7 +136,7 @@ static bool same_page(struct race *r)
 	       page.pfn == r->pfn;
 }
 
-/* Memory, and the thread that pins it; says false if they cannot be had. */
+/* Map the memory and start the pinning thread. Return false on failure. */
 static bool race_begin(struct race *r, size_t nr_lead)
 {
 	size_t i;
@@ -167,7 +167,7 @@ static void race_end(struct race *r)
 	pthread_join(r->pinner, NULL);
 }
 
-/* A child must find nothing that was written after fork. */
+/* Return 0 if the child sees no word that was written after fork. */
 static int child(struct race *r, int round)
 {
 	size_t i;
@@ -183,8 +183,8 @@ static int child(struct race *r, int round)
 }
 
 /*
- * Writes to the pages, as a process would that goes on, and counts those that
- * are not the pages behind the handle after that.
+ * Write to each page, as the process may after fork. Return the number of
+ * mapped pages that are not the pinned ones, or -1 on failure.
  */
 static int pages_apart(struct race *r, int round)
 {
@@ -205,7 +205,10 @@ static int pages_apart(struct race *r, int round)
 	return apart;
 }
 
-/* Both ways, if the device writes, in one page, another one each time. */
+/*
+ * Transfer a word through one page, another one in each round. The device also
+ * writes if the pin allows it. Return the number of words lost, or -1.
+ */
 static int words_lost(struct race *r, int round)
 {
 	size_t page = round % NR_PAGES * PAGE;
@@ -225,42 +228,57 @@ static int words_lost(struct race *r, int round)
 	return lost + (pin_get(r->pages + page + BY_DEVICE) != round);
 }
 
-/* What is wrong after fork, or NULL. */
+/* Return a description of the first error after fork, or NULL. */
 static const char *find_wrong(struct race *r, int round, pid_t pid)
 {
-	static char text[64];
+	static char text[80];
 	int nr, status;
 
-	if (pid < 0 || r->error)
-		return pid < 0 ? "fork failed" : "a pin failed";
-	nr = pages_apart(r, round);
-	if (nr < 0)
-		return "the pages cannot be looked at";
-	if (nr) {
-		snprintf(text, sizeof(text), "%d pinned pages are lost", nr);
+	if (pid < 0)
+		return "fork failed";
+	if (r->error) {
+		snprintf(text, sizeof(text), "the pin failed: %s",
+			 strerror(-r->error));
 		return text;
 	}
-	if (words_lost(r, round))
-		return "process and device do not see the same";
+	nr = pages_apart(r, round);
+	if (nr < 0)
+		return "cannot read pagemap or query the handle";
+	if (nr) {
+		snprintf(text, sizeof(text),
+			 "%d of %d mapped pages are not the pinned ones",
+			 nr, NR_PAGES);
+		return text;
+	}
+	nr = words_lost(r, round);
+	if (nr < 0)
+		return "a transfer of the device failed";
+	if (nr) {
+		snprintf(text, sizeof(text),
+			 "%d of %d words were lost between process and device",
+			 nr, r->reading ? 1 : 2);
+		return text;
+	}
 	*r->checked = round;
 	if (waitpid(pid, &status, 0) != pid || status)
-		return "the child saw what came after fork";
+		return "the child saw a word that was written after fork";
 	return NULL;
 }
 
 /*
- * When the other thread has to begin, so that its walk and that of fork meet.
- * They do for a few instructions only, so that is found by trying: a pin that
- * is over before fork has come too early, and one that has to wait for
- * mmap_lock, or for pages of its own, too late.
+ * The delay after which the pinning thread begins, so that its page table walk
+ * and that of fork meet. They meet for a few instructions only, so the delay is
+ * adapted in each round. A pin that ends before fork was too early. A pin that
+ * waits for mmap_lock or takes other pages was too late.
  */
 struct aim {
-	long delay_ns;		/* from the begin of fork */
+	long delay_ns;		/* since the begin of fork */
 	long step_ns;
 	bool was_early;
-	int early, late;	/* how often it was */
+	int early, late;	/* number of pins of each kind */
 };
 
+/* Adapt the delay and its step to the last pin. */
 static void aim_learn(struct aim *aim, bool early)
 {
 	long step = aim->step_ns;
@@ -274,7 +292,7 @@ static void aim_learn(struct aim *aim, bool early)
 	aim->late += !early;
 }
 
-/* What is pinned for reading is mapped for reading, until both are through. */
+/* Protect the pages, if the pin is R/O. Return true on success. */
 static bool protect(struct race *r, int prot)
 {
 	size_t len = r->kind == BASE_PAGES ? NR_PAGES * PAGE : HUGE_PAGE;
@@ -282,7 +300,7 @@ static bool protect(struct race *r, int prot)
 	return !r->reading || !mprotect(r->pages, len, prot);
 }
 
-/* Forks, while the other thread pins. Says what is wrong, or NULL. */
+/* Fork while the other thread pins. Return an error text, or NULL. */
 static const char *race_round(struct race *r, int round, struct aim *aim)
 {
 	long delay_ns = aim->delay_ns + random() % 4000 - 2000;
@@ -291,8 +309,8 @@ static const char *race_round(struct race *r, int round, struct aim *aim)
 	pid_t pid;
 
 	if (!protect(r, PROT_READ))
-		return "the memory cannot be protected";
-	/* The other thread needs a while to learn of it. */
+		return "cannot mprotect() the pages to PROT_READ";
+	/* Leave the other thread time to see the new round. */
 	fork_at = now_ns() + 100000 + (delay_ns < 0 ? -delay_ns : 0);
 	r->pin_at = fork_at + delay_ns;
 	r->round = round;
@@ -304,11 +322,11 @@ static const char *race_round(struct race *r, int round, struct aim *aim)
 	wait_for(&r->done, round);
 	aim_learn(aim, r->pinned_at < end && same_page(r));
 	wrong = protect(r, PROT_READ | PROT_WRITE) ?
-		find_wrong(r, round, pid) : "the memory stays protected";
+		find_wrong(r, round, pid) : "cannot make the pages writable";
 	if (!r->error && pin_unpin(r->dev, r->handle, 0))
 		wrong = wrong ?: "the unpin failed";
 	if (!map_pages(r))
-		wrong = wrong ?: "the memory cannot be mapped again";
+		wrong = wrong ?: "cannot map the pages again";
 	return wrong;
 }
 
@@ -342,7 +360,7 @@ FIXTURE_SETUP(race)
 	r->checked = pin_map(PAGE, MAP_SHARED);
 	ASSERT_LE(0, r->dev);
 	ASSERT_NE(NULL, r->checked);
-	/* For parent and child, and children that are slow to leave. */
+	/* Enough for parent, child, and earlier children that still exit. */
 	self->pool_size = pin_set_pool(8);
 	ASSERT_LE(0, self->pool_size);
 }
@@ -364,35 +382,35 @@ static void many_rounds(struct __test_metadata *_metadata, struct race *r,
 		r->reading = round % 2;
 		wrong = race_round(r, round, &aim[r->reading]);
 		ASSERT_EQ(NULL, wrong) {
-			TH_LOG("round %d: %s", round, wrong);
+			TH_LOG("round %d of %d: %s", round, rounds, wrong);
 		}
 	}
 	race_end(r);
 	for (i = 0; i < 2; i++) {
-		TH_LOG("%d rounds: %d pins for %s were over before fork, %d after",
-		       rounds / 2, aim[i].early, i ? "reading" : "writing",
+		TH_LOG("%d rounds: %d %s pins ended before fork, %d after it",
+		       rounds / 2, aim[i].early, i ? "R/O" : "write",
 		       aim[i].late);
 		EXPECT_LT(rounds / 40, aim[i].early);
 		EXPECT_LT(rounds / 40, aim[i].late);
 	}
 }
 
-/* The fast path begins to walk just when fork comes to the pages. */
+/* GUP-fast begins its walk when fork comes to the pages. */
 TEST_F_TIMEOUT(race, R8_pin_that_begins_during_fork, 900)
 {
 	many_rounds(_metadata, &self->r, 0);
 }
 
 /*
- * It has begun long before, and yet comes to the pages just when fork does: it
- * has to go through memory first that fork leaves out.
+ * GUP-fast begins its walk long before fork comes to the pages. Both come to
+ * them at the same time, as GUP-fast first pins memory that fork skips.
  */
 TEST_F_TIMEOUT(race, R8_pin_that_began_before_fork, 900)
 {
 	many_rounds(_metadata, &self->r, LEAD_PAGES);
 }
 
-/* The first pin of a process, which fork must learn of in time. */
+/* Fork must see the first pin of a process in time. */
 TEST_F_TIMEOUT(race, R8_first_pin_of_a_process, 900)
 {
 	struct aim *aim = pin_map(sizeof(*aim), MAP_SHARED);
@@ -403,22 +421,23 @@ TEST_F_TIMEOUT(race, R8_first_pin_of_a_process, 900)
 
 	ASSERT_NE(NULL, aim);
 	for (round = 1; round <= rounds / 4; round++) {
-		srandom(round);	/* a child's are lost */
+		srandom(round);	/* the child's random state is lost */
 		pid = fork();
 		ASSERT_LE(0, pid);
 		if (!pid) {
-			wrong = "there is no memory or no thread";
+			wrong = "cannot map memory or start a thread";
 			r->reading = round / 2 % 2;
 			if (race_begin(r, 0))
 				wrong = race_round(r, 1, aim);
 			if (wrong)
-				TH_LOG("round %d: %s", round, wrong);
+				TH_LOG("round %d of %d: %s", round, rounds / 4,
+				       wrong);
 			_exit(!!wrong);
 		}
 		ASSERT_EQ(pid, waitpid(pid, &status, 0));
 		ASSERT_EQ(0, status);
 	}
-	TH_LOG("%d rounds: %d pins were over before fork, %d after",
+	TH_LOG("%d rounds: %d pins ended before fork, %d after it",
 	       rounds / 4, aim->early, aim->late);
 	EXPECT_LT(rounds / 80, aim->early);
 	EXPECT_LT(rounds / 80, aim->late);
@@ -433,7 +452,8 @@ int main(int argc, char **argv)
 	pin_need_device();
 	if (sysconf(_SC_NPROCESSORS_ONLN) < 2) {
 		ksft_print_header();
-		ksft_exit_skip("a race takes two CPUs\n");
+		ksft_exit_skip("needs two CPUs online, found %ld\n",
+			       sysconf(_SC_NPROCESSORS_ONLN));
 	}
 	pin_keep(PIN_POOL);
 	return test_harness_run(1, argv);

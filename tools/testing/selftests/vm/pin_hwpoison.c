@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Memory errors and pinned memory (R12): a page that only may break soon is
- * pinned, and stays (C1); one that is broken is taken from its process whether
- * it is pinned or not, and the pins can still be given back (C3).
+ * Memory errors and pinned memory (R12). Soft offlining, for a page that may break
+ * soon, fails if the page is pinned (C1). A memory error takes a broken page from
+ * its process even if it is pinned, and the pins can still be dropped (C3).
  *
- * Every test costs the machine a few pages, or a huge one, until it reboots.
+ * Every test takes a few base pages or a huge page from the machine until reboot.
  */
 #define _GNU_SOURCE
 #include <linux/mman.h>
@@ -20,19 +20,20 @@ static bool have_memory_failure(void)
 	return !access(SOFT_OFFLINE, F_OK);
 }
 
-/* How many pages the kernel has given up. */
+/* Return the number of pages that the kernel has given up. */
 static long long pages_lost(void)
 {
 	return pin_number("/proc/meminfo", "HardwareCorrupted:") * 1024 /
 	       (long long)PAGE;
 }
 
+/* Inject a memory error of kind @advice. Return 0 or a negative errno. */
 static int inject(char *mem, int advice)
 {
 	return madvise(mem, PAGE, advice) ? -errno : 0;
 }
 
-/* Somebody may be looking at a page just then: it is tried more than once. */
+/* Soft offline a page. It may have another reference for a moment, so try again. */
 static int soft_offline(char *mem)
 {
 	int n, ret = inject(mem, MADV_SOFT_OFFLINE);
@@ -42,7 +43,7 @@ static int soft_offline(char *mem)
 	return ret;
 }
 
-/* A page that nobody has pinned, of memory of that kind. */
+/* Make an unpinned page of kind @what. Return NULL on failure. */
 static char *make_other(struct pinned *p, enum kind what)
 {
 	char *mem;
@@ -61,7 +62,10 @@ static char *make_other(struct pinned *p, enum kind what)
 	return mem;
 }
 
-/* Asks in both ways for each page, and gives how often it was not refused. */
+/*
+ * Soft offline each page by madvise() and by sysfs. Return how many calls do not
+ * fail with EBUSY.
+ */
 static int soft_offline_pinned(struct buffer *b)
 {
 	char address[32];
@@ -98,7 +102,7 @@ TEST_F(event, R12_C1_soft_offline)
 	EXPECT_NE(pfn, pin_pfn(getpid(), other));
 	EXPECT_EQ(-1, pin_differs(other, 1, AT_FORK));
 	EXPECT_EQ(lost + 1, pages_lost());
-	expect_held(b, "after another page was taken offline");
+	expect_held(b, "after an unpinned page was soft offlined");
 
 	give_back(b);
 	pfn = pin_pfn(getpid(), b->m.mem);
@@ -110,7 +114,7 @@ TEST_F(event, R12_C1_soft_offline)
 }
 
 /*
- * Broken memory. One that reads it gets a signal.
+ * Broken memory. A read of it raises SIGBUS.
  */
 static sigjmp_buf retreat;
 static siginfo_t fault, advisory;
@@ -143,13 +147,13 @@ static bool readable(const char *mem)
 	return true;
 }
 
-/* What breaks is the last of the pinned pages. */
+/* Return the pinned page that the tests break: the last one. */
 static char *bad_page(const struct pinned *p)
 {
 	return p->mem + (NR_PAGES - 1) * PAGE;
 }
 
-/* What is broken with it: a THP with pins cannot be split, so nothing is done. */
+/* Memory that the process loses: none of a THP with pins, which cannot be split. */
 enum loss { LOSS_PAGE, LOSS_HUGE_PAGE, LOSS_NONE };
 
 static enum loss loss_of(enum kind what)
@@ -159,6 +163,7 @@ static enum loss loss_of(enum kind what)
 	return what == HUGETLB ? LOSS_HUGE_PAGE : LOSS_PAGE;
 }
 
+/* Expect that exactly the lost memory raises SIGBUS, with its address and size. */
 static void expect_lost(struct __test_metadata *_metadata,
 			const struct pinned *p, enum loss what)
 {
@@ -175,7 +180,7 @@ static void expect_lost(struct __test_metadata *_metadata,
 
 static enum loss child_loss;
 
-/* It has no other pages than its parent left it. */
+/* Expect in a child the same loss, and the bytes of the time of fork elsewhere. */
 static int child_meets_loss(struct pinned *p)
 {
 	struct __test_metadata *_metadata = p->test;
@@ -185,7 +190,7 @@ static int child_meets_loss(struct pinned *p)
 	       (child_loss != LOSS_HUGE_PAGE && child_looks(p));
 }
 
-/* Whether any of many new pages is that one. */
+/* Return true if one of many new pages is page @pfn. */
 static bool comes_back(uint64_t pfn)
 {
 	size_t i, nr = 4096;
@@ -215,15 +220,15 @@ TEST_F(event, R12_C1_C3_memory_failure)
 		SKIP(return, "no CONFIG_MEMORY_FAILURE");
 	catch_sigbus();
 
-	/* It is there, and others go on without it. */
+	/* An error in an unpinned page: the pinned ones stay. */
 	other = make_other(&b->p, variant->kind);
 	ASSERT_NE(NULL, other);
 	EXPECT_EQ(0, inject(other, MADV_HWPOISON));
 	EXPECT_FALSE(readable(other));
 	EXPECT_EQ(lost + 1, pages_lost());
-	expect_held(b, "after another page broke");
+	expect_held(b, "after an unpinned page broke");
 
-	/* Somebody uses it still, so it is not dealt with entirely. */
+	/* The pin still holds the page, so handling of the error ends with EBUSY. */
 	EXPECT_EQ(-EBUSY, inject(bad, MADV_HWPOISON));
 	EXPECT_EQ(lost + 2, pages_lost());
 	expect_lost(_metadata, &b->p, loss);
@@ -234,7 +239,7 @@ TEST_F(event, R12_C1_C3_memory_failure)
 	if (loss == LOSS_PAGE)
 		b->p.nr--;
 	if (loss != LOSS_HUGE_PAGE) {
-		expect_held(b, "after a page broke");
+		expect_held(b, "after a pinned page broke");
 		pin_fill(b->p.mem, b->p.nr, AT_FORK);
 	}
 	child_loss = loss;
@@ -252,7 +257,7 @@ TEST_F(event, R12_C1_C3_memory_failure)
 	EXPECT_FALSE(comes_back(pfn));
 }
 
-/* Who wants to know early is told at once, and not killed. */
+/* Signal a process that asked for early notice at once, and do not kill it. */
 TEST_F(event, R12_C3_early_kill)
 {
 	enum loss loss = loss_of(variant->kind);
@@ -277,7 +282,7 @@ TEST_F(event, R12_C3_early_kill)
 	give_back(b);
 }
 
-/* A process that dies of it leaves no pins, and its parent alone. */
+/* Kill a child by a memory error. It leaves no pins, and its parent's bytes stay. */
 static struct buffer *parents;
 
 static int child_dies(struct pinned *p)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * KSM and pinned memory (R12, C1): what is pinned is not merged, and what was
- * merged is unshared before it is pinned.
+ * KSM and pinned memory (R12, C1): KSM does not merge pinned pages, and a pin
+ * unshares merged pages first.
  */
 #define _GNU_SOURCE
 #define NO_HUGETLB
@@ -9,9 +9,10 @@
 
 #define FILL	'k'
 
-/* Pages that are all the same, and two more that nobody has pinned. */
+/* Two unpinned pages with the same bytes as the buffer's pages. */
 static char *twin[2];
 
+/* Fill the buffer and the twins with the same bytes and let KSM merge them. */
 static void make_equal(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -34,7 +35,10 @@ static bool same_page(const char *one, const char *other)
 	return pin_pfn(getpid(), one) == pin_pfn(getpid(), other);
 }
 
-/* The engine would make a difference: it stands still for as long. */
+/*
+ * Expect that KSM merges the twins and no page of the buffer. The engine stops
+ * meanwhile, as its words would make the pages differ.
+ */
 static void expect_not_merged(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -47,7 +51,9 @@ static void expect_not_merged(struct buffer *b)
 	ASSERT_EQ(true, ksm_merges(twin[0], twin[1]));
 	for (i = 0; i < NR_PAGES; i++)
 		merged += same_page(twin[0], b->m.mem + i * PAGE);
-	EXPECT_EQ(0, merged);
+	EXPECT_EQ(0, merged) {
+		TH_LOG("KSM merged %d of %d pinned pages, expected 0", merged, NR_PAGES);
+	}
 	if (engine)
 		ASSERT_EQ(0, pin_start(b->p.dev, b->p.handle, STAMP, 50));
 	expect_held(b, "after the twins were merged");
@@ -58,7 +64,7 @@ TEST_F(event, R12_C1_pinned_pages_are_not_merged)
 	expect_not_merged(&self->b);
 }
 
-/* What is unshared to be pinned for reading is clean, and mapped read-only. */
+/* Merge pages that an R/O pin has unshared: these are clean and mapped read-only. */
 TEST_F(event, R10_R12_C1_unshared_pages_are_not_merged)
 {
 	struct buffer *b = &self->b;
@@ -93,7 +99,7 @@ TEST_F(event, R10_R12_C1_merged_pages_are_unshared)
 	expect_not_merged(b);
 }
 
-/* MADV_UNMERGEABLE is a write fault on every page. */
+/* Call MADV_UNMERGEABLE: it causes a write fault on every page. */
 TEST_F(event, R11_R12_C1_unmerge)
 {
 	struct buffer *b = &self->b;

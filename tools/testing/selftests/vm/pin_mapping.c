@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What a process does to its own mapping of pinned memory (R12, C1): the pinned
- * page stays where it is mapped, moves with its mapping, or stays the device's
- * alone when the process gives it up.
+ * Calls of a process on its own mapping of pinned memory (R12, C1). The pinned page
+ * stays mapped or moves with its mapping. If the process unmaps it, it stays with
+ * the device alone.
  */
 #define _GNU_SOURCE
 #include <linux/userfaultfd.h>
@@ -17,7 +17,7 @@
 #define TRIES		500
 #define ROUNDS		20
 
-/* Pages that were pinned, to be looked at when they are not any more. */
+/* The pinned pages, to check them after the unpin. */
 static struct fake_dma_page was[NR_PAGES];
 
 static void remember_pages(struct buffer *b)
@@ -27,6 +27,7 @@ static void remember_pages(struct buffer *b)
 	ASSERT_EQ(0, pin_query(b->p.dev, b->p.handle, 0, NR_PAGES, was));
 }
 
+/* Count pages of @was that are anonymous, allocated and not mapped. */
 static int count_lost(void)
 {
 	int i, lost = 0;
@@ -36,7 +37,7 @@ static int count_lost(void)
 	return lost;
 }
 
-/* The pages that were pinned are free again, or mapped elsewhere. */
+/* Expect that the pages of @was are free, or mapped elsewhere. */
 static void expect_freed(struct buffer *b, enum kind what)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -52,11 +53,12 @@ static void expect_freed(struct buffer *b, enum kind what)
 		usleep(1000);
 	}
 	EXPECT_EQ(0, count_lost()) {
-		TH_LOG("so many pages are lost");
+		TH_LOG("%d of %d pages are neither free nor mapped after the unpin, expected 0",
+		       count_lost(), NR_PAGES);
 	}
 }
 
-/* C1 of memory that the process must not write to just now. */
+/* Expect C1 of memory that the process cannot write now. */
 static void expect_held_read_only(struct buffer *b, bool readable,
 				  const char *when)
 {
@@ -70,27 +72,28 @@ static void expect_held_read_only(struct buffer *b, bool readable,
 		ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, LEN));
 	}
 	EXPECT_EQ(-1, readable ? pin_differs(p->mem, NR_PAGES, p->seed) : -1) {
-		TH_LOG("%s: the process does not see the device's bytes",
-		       when);
+		TH_LOG("%s: the process sees other bytes than the device wrote in page %ld",
+		       when, pin_differs(p->mem, NR_PAGES, p->seed));
 	}
 	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, LEN));
 	EXPECT_EQ(-1, pin_differs(p->bounce, NR_PAGES, p->seed)) {
-		TH_LOG("%s: the device does not see the process' bytes", when);
+		TH_LOG("%s: the device sees other bytes than the process in page %ld",
+		       when, pin_differs(p->bounce, NR_PAGES, p->seed));
 	}
 	ASSERT_EQ(0, pin_query(p->dev, p->handle, 0, NR_PAGES, pages));
 	for (i = 0; i < NR_PAGES; i++)
 		apart += pages[i].pfn != pin_pfn(getpid(), p->mem + i * PAGE);
 	EXPECT_EQ(0, apart) {
-		TH_LOG("%s: so many pages are not the pinned ones any more",
-		       when);
+		TH_LOG("%s: %d of %d mapped pages are not the pinned ones, expected 0",
+		       when, apart, NR_PAGES);
 	}
 	if (readable && b->flags & FAKE_DMA_PIN_WRITE && _metadata->passed)
 		expect_stamped(p, when);
 }
 
 /*
- * The process has other pages at its address now, still untouched; the device
- * has the old ones for itself, with what was written to them last.
+ * Expect that the process has new zeroed pages at its address, and that the device
+ * keeps the old ones with their last bytes.
  */
 static void expect_apart(struct buffer *b, const char *when)
 {
@@ -104,32 +107,35 @@ static void expect_apart(struct buffer *b, const char *when)
 	for (n = 0; n < LEN && !p->mem[n]; n++)
 		;
 	EXPECT_EQ(LEN, n) {
-		TH_LOG("%s: the process does not read zeros", when);
+		TH_LOG("%s: byte %zu of %lu is not zero for the process", when, n, LEN);
 	}
 	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, LEN));
 	EXPECT_EQ(-1, pin_differs(p->bounce, NR_PAGES, seed)) {
-		TH_LOG("%s: the device has lost its bytes", when);
+		TH_LOG("%s: page %ld of the device has lost its bytes", when,
+		       pin_differs(p->bounce, NR_PAGES, seed));
 	}
 
 	pin_fill(p->mem, NR_PAGES, ++p->seed);
 	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, LEN));
 	EXPECT_EQ(-1, pin_differs(p->bounce, NR_PAGES, seed)) {
-		TH_LOG("%s: the device sees what the process writes", when);
+		TH_LOG("%s: page %ld of the device has bytes that the process wrote", when,
+		       pin_differs(p->bounce, NR_PAGES, seed));
 	}
 	if (b->flags & FAKE_DMA_PIN_WRITE) {
 		pin_fill(p->bounce, NR_PAGES, seed + 2);
 		ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, LEN));
 	}
 	EXPECT_EQ(-1, pin_differs(p->mem, NR_PAGES, p->seed)) {
-		TH_LOG("%s: the process sees what the device writes", when);
+		TH_LOG("%s: page %ld of the process has bytes that the device wrote", when,
+		       pin_differs(p->mem, NR_PAGES, p->seed));
 	}
 	ASSERT_EQ(0, pin_query(p->dev, p->handle, 0, NR_PAGES, pages));
 	for (i = 0; i < NR_PAGES; i++)
 		same += pages[i].pfn == pin_pfn(getpid(), p->mem + i * PAGE) ||
 			pin_get(p->mem + i * PAGE + STAMP);
 	EXPECT_EQ(0, same) {
-		TH_LOG("%s: so many pages are the device's, or have its stamp",
-		       when);
+		TH_LOG("%s: %d of %d pages are the device's or have its stamp, expected 0",
+		       when, same, NR_PAGES);
 	}
 }
 
@@ -145,7 +151,7 @@ TEST_F(event, R12_C1_dontneed)
 	remember_pages(b);
 	if (variant->kind == HUGETLB) {
 		EXPECT_EQ(-EINVAL, call_madvise(b, MADV_DONTNEED));
-		expect_held(b, "not taken away");
+		expect_held(b, "after a failed MADV_DONTNEED");
 		return;
 	}
 	if (variant->kind == THP_SPLIT)
@@ -159,7 +165,7 @@ TEST_F(event, R12_C1_dontneed)
 	take(b);
 }
 
-/* In part: the other pinned pages are not touched. */
+/* Discard one pinned page: the others stay. */
 TEST_F(event, R12_C1_dontneed_in_part)
 {
 	struct buffer *b = &self->b;
@@ -169,7 +175,7 @@ TEST_F(event, R12_C1_dontneed_in_part)
 	if (variant->kind == HUGETLB) {
 		EXPECT_EQ(-1, madvise(p->mem + 3 * PAGE, PAGE, MADV_DONTNEED));
 		EXPECT_EQ(EINVAL, errno);
-		expect_held(b, "not taken away");
+		expect_held(b, "after a failed MADV_DONTNEED");
 		return;
 	}
 	ASSERT_EQ(0, madvise(p->mem + 3 * PAGE, PAGE, MADV_DONTNEED));
@@ -181,20 +187,22 @@ TEST_F(event, R12_C1_dontneed_in_part)
 	EXPECT_NE(0x1111, seen[0]);
 	EXPECT_EQ(0x2222, seen[1]);
 	p->nr = 3;
-	expect_held(b, "the pages before");
+	expect_held(b, "before the discarded page");
 	give_back(b);
 	take(b);
 }
 
 /*
- * MADV_FREE says that the bytes may go, until they are written to again: of
- * pinned pages they do not, and the page stays.
+ * After MADV_FREE, reclaim may discard a page until it is written again. It does
+ * not discard a pinned one.
  */
+
+/* Free and reclaim unpinned pages. Return true if all of them go. */
 static bool was_reclaimed(char *map, size_t len, char *mem)
 {
 	int i, n, left = 1;
 
-	/* Until pages on their way to the LRU of another CPU got there. */
+	/* Try until the pagevecs of other CPUs are drained. */
 	for (n = 0; left && n < TRIES; n++) {
 		if (madvise(map, len, MADV_FREE) ||
 		    madvise(map, len, MADV_PAGEOUT))
@@ -207,9 +215,10 @@ static bool was_reclaimed(char *map, size_t len, char *mem)
 	return !left;
 }
 
-/* So often that the neighbour is gone for certain. */
+/* Unpinned memory of the same kind. */
 static char *neighbour;
 
+/* Free and reclaim the buffer, and the neighbour until it goes. */
 static int reclaim_free(struct buffer *b)
 {
 	int n;
@@ -238,19 +247,19 @@ TEST_F(event, R12_C1_free)
 
 	if (variant->kind == HUGETLB) {
 		EXPECT_EQ(-EINVAL, call_madvise(b, MADV_FREE));
-		expect_held(b, "not to be freed");
+		expect_held(b, "after a failed MADV_FREE");
 		return;
 	}
 	make_neighbour(b, variant->kind);
-	/* As long as the process does not write to it */
+	/* Without a write of the process in between */
 	ASSERT_EQ(0, reclaim_free(b));
 	EXPECT_EQ(0, pin_get(neighbour));
 	expect_held_read_only(b, true, "after MADV_FREE");
 	munmap(neighbour, b->m.len);
 	make_neighbour(b, variant->kind);
-	ASSERT_EQ(0, expect_held_through(b, reclaim_free, "while it is freed"));
+	ASSERT_EQ(0, expect_held_through(b, reclaim_free, "while MADV_FREE runs"));
 
-	/* Bytes of the device are as good as those of the process. */
+	/* A write of the device keeps the page as well, if the unpin dirties it. */
 	if (b->flags & FAKE_DMA_PIN_WRITE) {
 		ASSERT_EQ(0, call_madvise(b, MADV_FREE));
 		expect_held_read_only(b, true, "after MADV_FREE");
@@ -295,7 +304,7 @@ TEST_F(event, R12_C1_munmap)
 	expect_freed(b, variant->kind);
 }
 
-/* Moves all of the mapping to @to. Gives what mremap() gives, or an errno. */
+/* Move the whole mapping to @to. Return the new address or a negative errno. */
 static long try_move(struct buffer *b, char *to, int flags)
 {
 	void *ret = mremap(b->m.map, b->m.len, b->m.len,
@@ -304,7 +313,7 @@ static long try_move(struct buffer *b, char *to, int flags)
 	return ret == MAP_FAILED ? -errno : (long)ret;
 }
 
-/* The mapping is now at @map, @len bytes long. */
+/* Note that the mapping is at @map with @len bytes, and expect C1. */
 static void moved(struct buffer *b, char *map, size_t len, const char *how)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -338,10 +347,10 @@ TEST_F(event, R12_C1_mremap)
 		EXPECT_EQ(EINVAL, errno);
 		EXPECT_EQ(MAP_FAILED, mremap(m->map, len, some, 0));
 		EXPECT_EQ(EINVAL, errno);
-		expect_held(b, "not moved");
+		expect_held(b, "after a failed mremap()");
 		return;
 	}
-	if (variant->kind == THP_SPLIT)	/* one mapping can be moved at once */
+	if (variant->kind == THP_SPLIT)	/* mremap() moves one mapping */
 		ASSERT_EQ(0, mprotect(m->map, len, PROT_READ | PROT_WRITE));
 
 	ASSERT_EQ((long)place, try_move(b, place, 0));
@@ -351,7 +360,7 @@ TEST_F(event, R12_C1_mremap)
 	moved(b, place, 2 * len, "grown");
 	pin_fill(place + len, len / PAGE, 1);
 	expect_held(b, "with the new part used");
-	/* Behind it is what was reserved, so it has to move. */
+	/* The reserved range follows, so the mapping has to move. */
 	old = place;
 	place = mremap(place, 2 * len, 3 * len, MREMAP_MAYMOVE);
 	ASSERT_NE(MAP_FAILED, place);
@@ -365,7 +374,7 @@ TEST_F(event, R12_C1_mremap)
 	ASSERT_EQ((long)place, try_move(b, place, 0));
 	moved(b, place, some, "moved unaligned");
 
-	/* Half of what is pinned goes and comes back. */
+	/* Move half of the pinned pages away and back. */
 	old = old + 8 * HUGE_PAGE + 2 * PAGE;
 	ASSERT_EQ(old, mremap(b->p.mem, LEN / 2, LEN / 2,
 			      MREMAP_MAYMOVE | MREMAP_FIXED, old));
@@ -378,7 +387,7 @@ TEST_F(event, R12_C1_mremap)
 				   MREMAP_MAYMOVE | MREMAP_FIXED, b->p.mem));
 	expect_held(b, "half of it moved back");
 
-	/* The mapping stays, without the pages. */
+	/* Move the pages away from a mapping that stays. */
 	place = b->m.map;
 	ASSERT_EQ((long)old, try_move(b, old, MREMAP_DONTUNMAP));
 	moved(b, old, some, "moved away from its mapping");
@@ -397,29 +406,29 @@ TEST_F(event, R11_R12_C1_mprotect)
 {
 	struct buffer *b = &self->b;
 	char *part = b->m.mem + 2 * PAGE;
-	int round, ret = variant->kind == HUGETLB ? -1 : 0;	/* in part */
+	int round, ret = variant->kind == HUGETLB ? -1 : 0;	/* of a part */
 
 	for (round = 0; round < ROUNDS && _metadata->passed; round++) {
 		ASSERT_EQ(0, mprotect(b->m.map, b->m.len, PROT_READ));
-		expect_held_read_only(b, true, "all of it to be read");
+		expect_held_read_only(b, true, "all of it read-only");
 		ASSERT_EQ(0, mprotect(b->m.map, b->m.len, PROT_NONE));
-		expect_held_read_only(b, false, "none of it accessible");
+		expect_held_read_only(b, false, "all of it PROT_NONE");
 		if (round % 2)
 			ASSERT_EQ(0, mprotect(b->m.map, b->m.len, PROT_READ));
 		ASSERT_EQ(0, mprotect(b->m.map, b->m.len,
 				      PROT_READ | PROT_WRITE));
-		expect_held(b, "all of it to be written to");
+		expect_held(b, "all of it writable");
 
 		ASSERT_EQ(ret, mprotect(part, 3 * PAGE, PROT_READ));
-		expect_held_read_only(b, true, "a part to be read");
+		expect_held_read_only(b, true, "a part read-only");
 		ASSERT_EQ(ret, mprotect(part + PAGE, PAGE, PROT_NONE));
-		expect_held_read_only(b, false, "a part not accessible");
+		expect_held_read_only(b, false, "a part PROT_NONE");
 		ASSERT_EQ(0, mprotect(part, 3 * PAGE, PROT_READ | PROT_WRITE));
-		expect_held(b, "a part to be written to");
+		expect_held(b, "a part writable again");
 	}
 }
 
-/* A child that has none of the memory itself, with the address of ours. */
+/* Run @child in a child that does not inherit the buffer. Return its status. */
 static int remote_ret(struct buffer *b, int (*child)(struct pinned *p))
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -428,7 +437,7 @@ static int remote_ret(struct buffer *b, int (*child)(struct pinned *p))
 	ASSERT_EQ(0, call_madvise(b, MADV_DONTFORK));
 	pid = make_child(WAY_FORK, child, &b->p);
 	ASSERT_LT(0, pid);
-	prctl(PR_SET_PTRACER, pid);	/* where Yama asks for that */
+	prctl(PR_SET_PTRACER, pid);	/* Yama requires it */
 	return reap(pid);
 }
 
@@ -458,7 +467,7 @@ TEST_F(event, R12_C1_process_vm)
 	struct buffer *b = &self->b;
 	struct pinned *p = &b->p;
 
-	/* Another process writes: our device sees it. */
+	/* The child writes, the device reads. */
 	remote_seed = ++p->seed;
 	EXPECT_EQ(0, remote_ret(b, child_writev));
 	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, LEN));
@@ -466,7 +475,7 @@ TEST_F(event, R12_C1_process_vm)
 	EXPECT_EQ(-1, pin_differs(p->mem, NR_PAGES, remote_seed));
 	expect_held(b, "after process_vm_writev()");
 
-	/* Our device writes, or we do: another process reads it. */
+	/* The device or the parent writes, the child reads. */
 	remote_seed = ++p->seed;
 	if (b->flags & FAKE_DMA_PIN_WRITE) {
 		pin_fill(p->bounce, NR_PAGES, remote_seed);
@@ -478,7 +487,7 @@ TEST_F(event, R12_C1_process_vm)
 	expect_held(b, "after process_vm_readv()");
 }
 
-/* One word of each page: poked, or peeked at. */
+/* Return the word to poke into @page. */
 static unsigned long poked(int page)
 {
 	return (unsigned long)remote_seed << 32 | page;
@@ -505,7 +514,7 @@ static int child_pokes(struct pinned *p)
 	return ret;
 }
 
-/* Reads what was poked, through the device. */
+/* Count the poked words that the device sees. */
 static int count_poked(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -533,8 +542,8 @@ TEST_F(event, R11_R12_C1_ptrace)
 		ASSERT_EQ(0, mprotect(b->m.map, b->m.len, prots[i]));
 		EXPECT_EQ(0, remote_ret(b, child_pokes));
 		EXPECT_EQ(NR_PAGES, count_poked(b)) {
-			TH_LOG("the device misses what is poked, protection %d",
-			       prots[i]);
+			TH_LOG("with protection %d, the device sees %d poked words, expected %d",
+			       prots[i], count_poked(b), NR_PAGES);
 		}
 		expect_held_read_only(b, prots[i], "after a poke");
 		ASSERT_EQ(0, mprotect(b->m.map, b->m.len,
@@ -543,7 +552,7 @@ TEST_F(event, R11_R12_C1_ptrace)
 	}
 }
 
-/* A debugger without ptrace: what /proc/PID/mem writes, by force. */
+/* Write to a read-only mapping through /proc/PID/mem, which uses FOLL_FORCE. */
 TEST_F(event, R11_R12_C1_proc_mem)
 {
 	struct buffer *b = &self->b;
@@ -554,9 +563,9 @@ TEST_F(event, R11_R12_C1_proc_mem)
 	ASSERT_EQ(0, mprotect(b->m.map, b->m.len, PROT_READ));
 	pin_fill(p->bounce, NR_PAGES, ++p->seed);
 	ASSERT_EQ(LEN, pwrite(fd, p->bounce, LEN, (uintptr_t)p->mem));
-	expect_held_read_only(b, true, "written to by force");
+	expect_held_read_only(b, true, "after a forced write");
 	ASSERT_EQ(0, mprotect(b->m.map, b->m.len, PROT_READ | PROT_WRITE));
-	expect_held(b, "written to by force");
+	expect_held(b, "after a forced write");
 	close(fd);
 }
 
@@ -567,12 +576,13 @@ struct uffd {
 	struct __test_metadata *test;
 	int fd, stop[2];
 	size_t size;		/* of a page */
-	char *source;		/* what is copied to one that is missing */
-	char *start;		/* of what the source is for */
+	char *source;		/* bytes for missing pages */
+	char *start;		/* address that the source stands for */
 	pthread_t thread;
 	atomic_int faults, error;
 };
 
+/* Resolve a fault: remove the protection, or copy the missing page. */
 static void uffd_resolve(struct uffd *u, const struct uffd_msg *msg)
 {
 	uint64_t addr = msg->arg.pagefault.address & ~(u->size - 1);
@@ -674,7 +684,7 @@ static int uffd_zero(struct uffd *u, char *to, size_t len)
 	return ioctl(u->fd, UFFDIO_ZEROPAGE, &zero) ? -errno : 0;
 }
 
-/* What is there is not replaced. */
+/* Copy to, and zero, pages that are present: this fails and leaves them. */
 TEST_F(event, R12_C1_userfaultfd_present)
 {
 	struct buffer *b = &self->b;
@@ -693,17 +703,17 @@ TEST_F(event, R12_C1_userfaultfd_present)
 				   UFFDIO_REGISTER_MODE_MISSING));
 	ASSERT_EQ(0, uffd_copy(&u, empty, u.size));
 	EXPECT_EQ(-EEXIST, uffd_copy(&u, b->m.map + off, u.size));
-	expect_held(b, "not copied to");
+	expect_held(b, "after a failed UFFDIO_COPY");
 	EXPECT_EQ(u.size == PAGE ? -EEXIST : -EINVAL,
 		  uffd_zero(&u, b->m.map + off, u.size));
-	expect_held(b, "not zeroed");
+	expect_held(b, "after a failed UFFDIO_ZEROPAGE");
 	EXPECT_EQ(0, u.faults);
 	uffd_close(&u, b);
 	expect_held(b, "after userfaultfd");
 	munmap(empty, u.size);
 }
 
-/* What is missing is copied in while it is pinned. */
+/* Pin missing pages: userfaultfd copies them in during the call. */
 TEST_F(event, R12_C1_userfaultfd_missing)
 {
 	struct buffer *b = &self->b;
@@ -724,7 +734,7 @@ TEST_F(event, R12_C1_userfaultfd_missing)
 	pin_fill(u.source + (m->mem - m->map), NR_PAGES, ++p->seed);
 	ASSERT_EQ(0, uffd_register(&u, m->map, m->len,
 				   UFFDIO_REGISTER_MODE_MISSING));
-	/* Under mmap_lock, pin_user_pages() cannot wait for anyone. */
+	/* With mmap_lock held, pin_user_pages() cannot wait for the handler. */
 	if (b->call == FAKE_DMA_CALL_SLOW) {
 		EXPECT_EQ(-EFAULT, pin_range(p->dev, m->mem, LEN, b->flags,
 					     b->call, &handle));
@@ -744,7 +754,7 @@ TEST_F(event, R12_C1_userfaultfd_missing)
 	expect_held(b, "after userfaultfd");
 }
 
-/* Takes the protection off that userfaultfd put on. */
+/* Write-protect pinned pages by userfaultfd; writes remove the protection. */
 TEST_F(event, R11_R12_C1_userfaultfd_wp)
 {
 	struct uffdio_writeprotect wp = { .mode = UFFDIO_WRITEPROTECT_MODE_WP };
@@ -757,29 +767,29 @@ TEST_F(event, R11_R12_C1_userfaultfd_wp)
 		EXPECT_EQ(-EINVAL, uffd_register(&u, b->m.map, b->m.len,
 						 UFFDIO_REGISTER_MODE_WP));
 		uffd_close(&u, b);
-		expect_held(b, "not protected");
+		expect_held(b, "after a failed UFFDIO_REGISTER");
 		return;
 	}
-	if (variant->kind == THP_SPLIT)	/* one mapping is protected at once */
+	if (variant->kind == THP_SPLIT)	/* userfaultfd protects one mapping */
 		ASSERT_EQ(0, mprotect(b->m.map, b->m.len,
 				      PROT_READ | PROT_WRITE));
 	ASSERT_EQ(0, uffd_register(&u, b->m.map, b->m.len,
 				   UFFDIO_REGISTER_MODE_WP));
 	for (round = 1; round <= ROUNDS && _metadata->passed; round++) {
-		/* All of it, or some pages, and those twice */
+		/* All of it, or in every third round the pinned pages only */
 		wp.range.start = (uintptr_t)(round % 3 ? b->m.map : b->m.mem);
 		wp.range.len = round % 3 ? b->m.len : LEN;
 		ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
-		expect_held_read_only(b, true, "protected");
+		expect_held_read_only(b, true, "write-protected");
 		EXPECT_EQ((round - 1) * NR_PAGES, u.faults);
-		expect_held(b, "written to");
+		expect_held(b, "writable again");
 		EXPECT_EQ(round * NR_PAGES, u.faults);
 	}
-	/* And taken off before anyone writes */
+	/* Remove the protection before any write. */
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
 	wp.mode = 0;
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_WRITEPROTECT, &wp));
-	expect_held(b, "not protected any more");
+	expect_held(b, "unprotected without a write");
 	EXPECT_EQ(ROUNDS * NR_PAGES, u.faults);
 	ASSERT_EQ(0, ioctl(u.fd, UFFDIO_UNREGISTER, &wp.range));
 	uffd_close(&u, b);
@@ -789,6 +799,7 @@ TEST_F(event, R11_R12_C1_userfaultfd_wp)
 /*
  * mlock
  */
+/* Wait until no more pages are unevictable than before, and expect it. */
 static void expect_unlocked(struct buffer *b, long long locked,
 			    long long unevictable, const char *when)
 {
@@ -801,10 +812,12 @@ static void expect_unlocked(struct buffer *b, long long locked,
 		usleep(1000);
 	}
 	EXPECT_EQ(locked, pin_vmstat("nr_mlock")) {
-		TH_LOG("%s: pages are counted as locked", when);
+		TH_LOG("%s: nr_mlock is %lld, expected %lld", when,
+		       pin_vmstat("nr_mlock"), locked);
 	}
 	EXPECT_EQ(unevictable, pin_vmstat("nr_unevictable")) {
-		TH_LOG("%s: pages are counted as unevictable", when);
+		TH_LOG("%s: nr_unevictable is %lld, expected %lld", when,
+		       pin_vmstat("nr_unevictable"), unevictable);
 	}
 }
 
@@ -828,10 +841,10 @@ TEST_F(event, R12_C1_mlock)
 	ASSERT_EQ(0, syscall(SYS_mlock2, m->map, m->len, MLOCK_ONFAULT));
 	expect_held(b, "locked on fault");
 	ASSERT_EQ(0, munlock(m->map, m->len));
-	expect_held(b, "unlocked once more");
+	expect_held(b, "unlocked after lock on fault");
 	expect_unlocked(b, locked, unevictable, "after mlock2()");
 
-	if (variant->kind != HUGETLB)	/* in part */
+	if (variant->kind != HUGETLB)	/* a part of it */
 		ASSERT_EQ(0, mlock(m->mem + PAGE, 2 * PAGE));
 	expect_held(b, "locked in part");
 	ASSERT_EQ(0, munlock(m->map, m->len));
@@ -844,10 +857,10 @@ TEST_F(event, R12_C1_mlock)
 	ASSERT_EQ(0, mlockall(MCL_CURRENT | MCL_ONFAULT));
 	expect_held(b, "all locked on fault");
 	ASSERT_EQ(0, munlockall());
-	expect_held(b, "all unlocked once more");
+	expect_held(b, "all unlocked after lock on fault");
 	expect_unlocked(b, locked, unevictable, "munlockall()");
 
-	/* Locked, and unmapped while it is pinned */
+	/* Lock pages, and unmap them while they are pinned. */
 	ASSERT_EQ(0, mlock(m->map, m->len));
 	remember_pages(b);
 	ASSERT_EQ(0, munmap(m->map, m->len));
@@ -857,7 +870,7 @@ TEST_F(event, R12_C1_mlock)
 	expect_unlocked(b, locked, unevictable, "unpinned");
 }
 
-/* What smaps says of the mapping at @mem, in kB; -1 if it does not say it. */
+/* Return value @name of the mapping at @mem in smaps, in kB, or -1. */
 static long smaps_number(const void *mem, const char *name)
 {
 	FILE *file = fopen("/proc/self/smaps", "r");
@@ -882,7 +895,7 @@ static long smaps_number(const void *mem, const char *name)
 TEST_F(event, R11_R12_C1_clear_refs)
 {
 	struct buffer *b = &self->b;
-	bool hugetlb = variant->kind == HUGETLB;	/* is left alone */
+	bool hugetlb = variant->kind == HUGETLB;	/* clear_refs skips it */
 	char what[2] = "1";
 	int round, i, dirty;
 
@@ -891,8 +904,8 @@ TEST_F(event, R11_R12_C1_clear_refs)
 		for (i = 0, dirty = 0; i < NR_PAGES; i++)
 			dirty += pin_soft_dirty(b->p.mem + i * PAGE);
 		EXPECT_EQ(0, dirty);
-		expect_held_read_only(b, true, "not written to");
-		expect_held(b, "written to after clear_refs");
+		expect_held_read_only(b, true, "after clear_refs of soft-dirty bits");
+		expect_held(b, "writes after clear_refs");
 		for (i = 0, dirty = 0; i < NR_PAGES; i++)
 			dirty += pin_soft_dirty(b->p.mem + i * PAGE);
 		EXPECT_EQ(hugetlb ? 0 : NR_PAGES, dirty);
@@ -901,7 +914,7 @@ TEST_F(event, R11_R12_C1_clear_refs)
 		ASSERT_EQ(0, pin_write_file("/proc/self/clear_refs", what));
 		if (!hugetlb && what[0] != '3')
 			EXPECT_EQ(0, smaps_number(b->p.mem, "Referenced:"));
-		/* A TLB may remember that it has set the accessed bits. */
+		/* A stale TLB entry may skip setting the accessed bit: expect C1 only. */
 		expect_held(b, "after clear_refs of references");
 	}
 }

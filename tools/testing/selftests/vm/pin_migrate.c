@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Migration and pinned memory (R12, C1): whoever wants pages moved, those that
- * are pinned stay where they are, and the caller is told so; the same call
- * moves the pages beside them, and the pinned ones once they are not.
+ * Migration and pinned memory (R12, C1). Every way to migrate pages leaves pinned
+ * ones in place and tells its caller. The same call moves the unpinned pages
+ * beside them. It also moves the pinned pages once they are unpinned. A long-term
+ * pin first moves pages out of a CMA area, unless they have pins already (R22).
  *
- * What it needs: two nodes, ZONE_MOVABLE and a CMA area, as with the kernel's
- * arguments numa=fake=2 movablecore=1G cma=64M.
+ * The tests need two nodes, ZONE_MOVABLE and a CMA area. In a virtual machine,
+ * these kernel arguments make them: numa=fake=2 movablecore=1G cma=64M.
  */
 #define _GNU_SOURCE
 #include <linux/mempolicy.h>
@@ -17,14 +18,14 @@
 #define ROUNDS		10
 #define NODES		"/sys/devices/system/node/node"
 #define BLOCKS		"/sys/devices/system/memory/"
-#define RESERVED	32		/* a bit of /proc/kpageflags */
+#define RESERVED	32		/* PG_reserved, in /proc/kpageflags */
 
 static bool two_nodes(void)
 {
 	return !access(NODES "1", F_OK);
 }
 
-/* Pages to be moved, and what became of each. */
+/* Arguments of move_pages(), and the status of each page. */
 struct request {
 	void *addr[2 * NR_PAGES];
 	int node[2 * NR_PAGES];
@@ -47,7 +48,7 @@ static long move_pages(struct request *r)
 	return ret < 0 ? -errno : ret;
 }
 
-/* The node of a page, or a negative errno. */
+/* Return the node of the page at @addr, or a negative errno. */
 static int node_of(const void *addr)
 {
 	int status = -ENODATA;
@@ -58,8 +59,8 @@ static int node_of(const void *addr)
 }
 
 /*
- * Moves up to NR_PAGES pages, which nobody has pinned. Somebody may be looking
- * at a page just then: it is tried more than once.
+ * Move @nr <= NR_PAGES unpinned pages. Return true if all are on @node then.
+ * A page may have another reference for a moment, so try again.
  */
 static bool move_to(char *mem, size_t nr, int node)
 {
@@ -78,7 +79,7 @@ static bool move_to(char *mem, size_t nr, int node)
 	return there == nr;
 }
 
-/* All the memory of a buffer: a huge page is moved as one, by its first page. */
+/* Move all memory of an unpinned buffer. The first page moves a whole huge page. */
 static bool move_buffer(struct buffer *b, int node)
 {
 	bool huge = b->m.len == HUGE_PAGE;
@@ -88,13 +89,14 @@ static bool move_buffer(struct buffer *b, int node)
 	       node_of(b->m.mem + (NR_PAGES - 1) * PAGE) == node;
 }
 
-/* Where a buffer is and is not to go, and pages that nobody has pinned. */
+/* The move that a test asks for, and unpinned pages that make it as well. */
 static struct {
-	int from, to;
-	char *beside;
-	bool head;		/* only the first page of a huge one will do */
+	int from, to;		/* nodes */
+	char *beside;		/* unpinned pages */
+	bool head;		/* move_pages() takes only the first page */
 } way;
 
+/* Choose to move the buffer to the other node. Put unpinned pages on its own. */
 static void choose_way(struct buffer *b, enum kind what)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -109,7 +111,7 @@ static void choose_way(struct buffer *b, enum kind what)
 	ASSERT_EQ(true, move_to(way.beside, NR_PAGES, way.from));
 }
 
-/* What was told to stay goes, with all that is in it, and can be pinned there. */
+/* Expect that the unpinned buffer has moved with its bytes. Pin it there. */
 static void expect_moved_after(struct buffer *b, bool moved)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -123,7 +125,7 @@ static void expect_moved_after(struct buffer *b, bool moved)
 	take(b);
 }
 
-/* Gives how many answers are not as they should be. */
+/* Call move_pages() for the buffer. Return the number of wrong answers. */
 static int move_some(struct buffer *b)
 {
 	int n, wrong = 0;
@@ -154,7 +156,7 @@ TEST_F(event, R12_C1_move_pages)
 	struct buffer *b = &self->b;
 
 	if (!two_nodes())
-		SKIP(return, "there is one node only");
+		SKIP(return, "one NUMA node, expected two");
 	choose_way(b, variant->kind);
 	EXPECT_EQ(0, expect_held_through(b, move_some, "move_pages()"));
 	EXPECT_EQ(way.from, node_of(b->m.mem));
@@ -162,6 +164,7 @@ TEST_F(event, R12_C1_move_pages)
 	expect_moved_after(b, move_buffer(b, way.to));
 }
 
+/* Bind memory to @node and move it there. Return 0 or a negative errno. */
 static int bind_to(char *mem, size_t len, int node)
 {
 	unsigned long mask = 1UL << node;
@@ -171,6 +174,7 @@ static int bind_to(char *mem, size_t len, int node)
 		-errno : 0;
 }
 
+/* Call mbind() for the buffer. Return the number of wrong answers. */
 static int bind_buffer(struct buffer *b)
 {
 	int n, wrong = 0;
@@ -186,7 +190,7 @@ TEST_F(event, R12_C1_mbind)
 	int n, ret;
 
 	if (!two_nodes())
-		SKIP(return, "there is one node only");
+		SKIP(return, "one NUMA node, expected two");
 	choose_way(b, variant->kind);
 	EXPECT_EQ(0, expect_held_through(b, bind_buffer, "mbind()"));
 	EXPECT_EQ(way.from, node_of(b->m.mem));
@@ -197,6 +201,7 @@ TEST_F(event, R12_C1_mbind)
 	expect_moved_after(b, !ret);
 }
 
+/* Return the number of pages that do not move, or a negative errno. */
 static long migrate_pages(void)
 {
 	unsigned long from = 1UL << way.from, to = 1UL << way.to;
@@ -205,6 +210,7 @@ static long migrate_pages(void)
 	return ret < 0 ? -errno : ret;
 }
 
+/* Call migrate_pages(). Return the number of wrong answers. */
 static int migrate_process(struct buffer *b)
 {
 	int n, wrong = 0;
@@ -228,7 +234,7 @@ TEST_F(event, R12_C1_migrate_pages)
 	int n;
 
 	if (!two_nodes())
-		SKIP(return, "there is one node only");
+		SKIP(return, "one NUMA node, expected two");
 	choose_way(b, variant->kind);
 	EXPECT_EQ(0, expect_held_through(b, migrate_process,
 					 "migrate_pages()"));
@@ -240,7 +246,7 @@ TEST_F(event, R12_C1_migrate_pages)
 	expect_moved_after(b, !left);
 }
 
-/* Moves the buffer to and fro, until told to stop. */
+/* Move the buffer to and fro until @stop_moving is set. */
 static atomic_int stop_moving, moves;
 
 static void *keep_moving(void *arg)
@@ -261,7 +267,7 @@ static void *keep_moving(void *arg)
 	return NULL;
 }
 
-/* No entry was taken away for good, whatever there was to be seen of it. */
+/* Expect that every pinned page is mapped. */
 static void expect_mapped(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -272,14 +278,15 @@ static void expect_mapped(struct buffer *b)
 	for (i = 0; i < NR_PAGES; i++)
 		unmapped += pages[i].mapcount < 1;
 	EXPECT_EQ(0, unmapped) {
-		TH_LOG("so many pinned pages are not mapped");
+		TH_LOG("%zu of %d pinned pages are not mapped, expected 0", unmapped,
+		       NR_PAGES);
 	}
 }
 
 /*
- * A pin comes at any moment of a migration, which then clears the entry and
- * sets it again. The pagemap of hugetlb is read without the page-table lock,
- * and may show that: it is not looked at before all is at rest.
+ * Pin pages while a thread migrates them. Migration clears the entry of a pinned
+ * page and restores it. /proc/PID/pagemap reads hugetlb entries without the
+ * page-table lock and may see the cleared one: do not read it before the end.
  */
 TEST_F(event, R12_C1_pinned_while_it_moves)
 {
@@ -289,7 +296,7 @@ TEST_F(event, R12_C1_pinned_while_it_moves)
 	int n, last = -1;
 
 	if (!two_nodes())
-		SKIP(return, "there is one node only");
+		SKIP(return, "one NUMA node, expected two");
 	choose_way(b, variant->kind);
 	give_back(b);
 	look = b->flags & FAKE_DMA_PIN_WRITE ? expect_identity : expect_seen;
@@ -300,9 +307,9 @@ TEST_F(event, R12_C1_pinned_while_it_moves)
 	for (n = 0; n < 200000 && (n < 200 || last < 50); n++) {
 		pin(&b->p, b->m.mem, NR_PAGES, b->flags, b->call);
 		expect_mapped(b);
-		/* Most pins are short, and come back at once. */
+		/* Keep most pins short, so that many meet a migration. */
 		if (n % 8 == 0 || moves != last)
-			look(&b->p, "it moved");
+			look(&b->p, "while it moves");
 		expect_mapped(b);
 		ASSERT_EQ(0, pin_unpin(b->p.dev, b->p.handle, 0));
 		last = moves;
@@ -313,7 +320,7 @@ TEST_F(event, R12_C1_pinned_while_it_moves)
 	stop_moving = 1;
 	pthread_join(thread, NULL);
 	b->p.no_pagemap = false;
-	look(&b->p, "at rest");
+	look(&b->p, "after the moves");
 	ASSERT_EQ(0, pin_unpin(b->p.dev, b->p.handle, 0));
 	b->p.handle = 0;
 	EXPECT_LE(50, moves);
@@ -321,22 +328,24 @@ TEST_F(event, R12_C1_pinned_while_it_moves)
 }
 
 /*
- * NUMA balancing: entries are made PROT_NONE now and then, to see who touches
- * the page, which then follows. What is pinned cannot, so it is left alone.
+ * NUMA balancing makes entries PROT_NONE from time to time. The page then moves
+ * to the node of the CPU that faults. A pinned page cannot move, so its entries
+ * stay accessible.
  */
 #define BALANCING	"/proc/sys/kernel/numa_balancing"
 
 static const struct {
 	const char *name;
-	long value;		/* one scan of everything, every 20 ms */
+	long value;		/* a scan of all memory every 20 ms */
 } balancing[] = {
 	{ BALANCING "_scan_period_min_ms", 20 },
 	{ BALANCING "_scan_period_max_ms", 20 },
 	{ BALANCING "_scan_delay_ms", 20 },
 	{ BALANCING "_scan_size_mb", 1024 },
-	{ BALANCING, 0 },	/* but in these tests */
+	{ BALANCING, 0 },	/* off, except in expect_not_hinted() */
 };
 
+/* Return the number of minor faults of this thread so far. */
 static long minor_faults(void)
 {
 	struct rusage usage;
@@ -344,7 +353,7 @@ static long minor_faults(void)
 	return getrusage(RUSAGE_THREAD, &usage) ? -1 : usage.ru_minflt;
 }
 
-/* Stays on the first CPU, and says of which node it is. */
+/* Bind this thread to the first CPU. Return its node, or -1. */
 static int stay_on_cpu(void)
 {
 	unsigned int cpu, node;
@@ -359,8 +368,9 @@ static int stay_on_cpu(void)
 }
 
 /*
- * Goes on touching two pages, a small and a huge one, which nobody has pinned
- * and which are far away, until NUMA balancing has brought both here.
+ * Move an unpinned base page and an unpinned huge page to the other node. Touch
+ * them until NUMA balancing has moved both to node @here. Return false if it
+ * does not.
  */
 static bool wait_balanced(char *small, char *huge, int here)
 {
@@ -380,8 +390,8 @@ static bool wait_balanced(char *small, char *huge, int here)
 }
 
 /*
- * The process' pages were all looked at in every round: each time, those that
- * are pinned would fault again.
+ * Expect that the pinned pages get no hinting faults. In every round, NUMA
+ * balancing moves two unpinned pages, so it has scanned all pages by then.
  */
 static void expect_not_hinted(struct pinned *p, int here)
 {
@@ -409,14 +419,14 @@ static void expect_not_hinted(struct pinned *p, int here)
 	}
 	EXPECT_EQ(0, pin_write_file(BALANCING, "0"));
 	EXPECT_EQ(ROUNDS, done) {
-		TH_LOG("what is not pinned is not moved");
+		TH_LOG("unpinned pages moved in %d rounds, expected %d", done, ROUNDS);
 	}
 	EXPECT_LE(2 * ROUNDS, pin_vmstat("numa_hint_faults") - hints);
 	EXPECT_LE(2 * ROUNDS, pin_vmstat("numa_pages_migrated") - migrated);
-	/* One or two may be of another page, the stack for one. */
+	/* Allow a few faults of other pages, such as the stack. */
 	EXPECT_GT(ROUNDS / 2, faults) {
-		TH_LOG("so many hinting faults on what stays, in %d rounds",
-		       ROUNDS);
+		TH_LOG("%ld minor faults on pinned pages in %d rounds, expected < %d",
+		       faults, ROUNDS, ROUNDS / 2);
 	}
 	EXPECT_EQ(!here, node_of(p->mem));
 }
@@ -427,7 +437,7 @@ TEST_F(event, R12_C1_numa_balancing)
 	int here;
 
 	if (!two_nodes())
-		SKIP(return, "there is one node only");
+		SKIP(return, "one NUMA node, expected two");
 	if (access(BALANCING, W_OK))
 		SKIP(return, "no NUMA balancing");
 	here = stay_on_cpu();
@@ -439,7 +449,7 @@ TEST_F(event, R12_C1_numa_balancing)
 	expect_held(b, "after NUMA balancing");
 }
 
-/* Clean pages of a file, mapped to be shared; its ramfs goes with them. */
+/* Map @nr clean pages of a file shared. Its ramfs ends with the mapping. */
 static char *map_ramfs(size_t nr)
 {
 	char dir[] = "/tmp/pin_migrate.XXXXXX", name[64];
@@ -466,7 +476,10 @@ static char *map_ramfs(size_t nr)
 	return mem;
 }
 
-/* Anonymous pages with more than one reference are left alone; these are not. */
+/*
+ * Balance file pages too: NUMA balancing skips anonymous pages with extra
+ * references anyway, but not these.
+ */
 TEST(R12_C1_numa_balancing_file)
 {
 	struct pinned p = { 0 };
@@ -475,7 +488,7 @@ TEST(R12_C1_numa_balancing_file)
 	int i, here;
 
 	if (!two_nodes())
-		SKIP(return, "there is one node only");
+		SKIP(return, "one NUMA node, expected two");
 	if (access(BALANCING, W_OK))
 		SKIP(return, "no NUMA balancing");
 	open_device(_metadata, &p);
@@ -494,8 +507,8 @@ TEST(R12_C1_numa_balancing_file)
 }
 
 /*
- * Compaction moves pages from the low end of a zone to free ones at the high
- * end. So the lowest pages are pinned of many, every other of which is free.
+ * Compaction moves pages from the low end of a zone to free ones at its high end.
+ * So pin the lowest of many pages and free every other page.
  */
 #define NR_FILL		(64UL << 20 >> 12)
 #define PAGEBLOCK	512
@@ -516,7 +529,10 @@ static uint64_t block_of(size_t i)
 	return pfns[i] / PAGEBLOCK;
 }
 
-/* The lowest NR_PAGES pages of one pageblock that are followed by as many. */
+/*
+ * Find 2 * NR_PAGES adjacent pages in one pageblock, the lowest there is. Return
+ * the index of the first, or @nr.
+ */
 static size_t lowest_of(size_t nr)
 {
 	size_t i, j, lowest = nr;
@@ -532,6 +548,7 @@ static size_t lowest_of(size_t nr)
 	return lowest;
 }
 
+/* Count the pages from @first on that are not where they were. */
 static int how_many_moved(const char *fill, size_t first)
 {
 	size_t i;
@@ -542,7 +559,7 @@ static int how_many_moved(const char *fill, size_t first)
 	return ret;
 }
 
-/* The fast path for writing, and the slow one for reading: each once. */
+/* Take write pins by GUP-fast and R/O pins by the slow path. */
 static uint32_t call_of(uint32_t flags)
 {
 	return flags & FAKE_DMA_PIN_WRITE ? FAKE_DMA_CALL_FAST :
@@ -558,7 +575,7 @@ static void compaction(struct __test_metadata *_metadata, uint32_t flags)
 	char *fill;
 
 	if (access("/proc/sys/vm/compact_memory", W_OK))
-		SKIP(return, "the kernel has none");
+		SKIP(return, "no CONFIG_COMPACTION");
 	open_device(_metadata, &b.p);
 	fill = pin_map_small(NR_FILL);
 	ASSERT_NE(NULL, fill);
@@ -576,13 +593,13 @@ static void compaction(struct __test_metadata *_metadata, uint32_t flags)
 
 	EXPECT_EQ(0, expect_held_through(&b, compact, "compaction"));
 	EXPECT_LT(0, how_many_moved(fill, lowest + NR_PAGES)) {
-		TH_LOG("no page moves that was beside the pinned ones");
+		TH_LOG("0 of %d unpinned pages beside the pinned ones moved", NR_PAGES);
 	}
 	EXPECT_EQ(0, how_many_moved(fill, lowest));
 	EXPECT_LT(scanned, pin_vmstat("compact_migrate_scanned"));
 	EXPECT_LT(migrated, pin_vmstat("pgmigrate_success"));
 	give_back(&b);
-	/* Compaction may leave any page alone: ask for these to be moved. */
+	/* Compaction may skip any page, so move these explicitly. */
 	if (two_nodes()) {
 		EXPECT_EQ(true, move_to(b.m.mem, NR_PAGES,
 					!node_of(b.m.mem)));
@@ -602,8 +619,8 @@ TEST(R12_C1_compaction_write)
 }
 
 /*
- * Memory that is to be in one of some ranges of page frames, with pages beside
- * it that are in the same range and not pinned.
+ * A buffer in one of several ranges of page frames (CMA area, memory blocks), and
+ * unpinned memory in the same range.
  */
 #define NR_RANGES	64
 #define NR_CHUNKS	128
@@ -615,11 +632,10 @@ struct range {
 
 static struct range ranges[NR_RANGES];
 static size_t nr_ranges;
-static int ranges_node;		/* where they are */
+static int ranges_node;		/* node of all ranges */
 
-/* Where the buffer is. */
-static struct range *range;
-static char *beside;
+static struct range *range;	/* range of the buffer */
+static char *beside;		/* unpinned memory in the same range */
 
 static struct range *range_of(uint64_t pfn)
 {
@@ -631,6 +647,7 @@ static struct range *range_of(uint64_t pfn)
 	return NULL;
 }
 
+/* Allocate new pages on @node, or anywhere if it is negative. */
 static void allocate_on(int node)
 {
 	unsigned long mask = 1UL << node;
@@ -649,9 +666,9 @@ static void set_node_pool(int node, long nr)
 }
 
 /*
- * A huge page that a fork shared is looked at for references before it is
- * written to. Migration has one to each page that it is going to move, from
- * before it moves the first of them: without a page to copy to, a write waits.
+ * A write to a huge page that was shared at fork checks its references first.
+ * Migration takes a reference to each page of its list before it moves the first.
+ * If the pool has no page for a copy, the write waits for migration.
  */
 #define NR_HUGE		128
 
@@ -671,13 +688,13 @@ TEST(R14_hugetlb_write_waits_for_migration)
 	int n;
 
 	if (!two_nodes())
-		SKIP(return, "there is one node only");
+		SKIP(return, "one NUMA node, expected two");
 	set_node_pool(0, NR_HUGE);
 	mem = mmap(NULL, len, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
 	if (mem == MAP_FAILED) {
 		set_node_pool(0, 0);
-		SKIP(return, "not so many huge pages to be had");
+		SKIP(return, "fewer than %d hugetlb pages were allocated", NR_HUGE);
 	}
 	for (i = 0; i < len; i += HUGE_PAGE)
 		pin_set(mem + i, i + 1);
@@ -692,7 +709,7 @@ TEST(R14_hugetlb_write_waits_for_migration)
 	ASSERT_EQ(0, pthread_create(&thread, NULL, run_ongoing, &o));
 	for (n = 0; n < 10000 && pin_pfn(getpid(), mem) == pfn; n++)
 		usleep(1000);
-	/* From the last on: SIGBUS if this does not wait. */
+	/* Start with the last. A write that does not wait gets SIGBUS. */
 	for (i = len; i > 0; i -= HUGE_PAGE)
 		pin_set(mem + i - HUGE_PAGE, i);
 	pthread_join(thread, NULL);
@@ -706,7 +723,10 @@ TEST(R14_hugetlb_write_waits_for_migration)
 	set_node_pool(1, 0);
 }
 
-/* One mapping for each page: Linux 5.10's lockdep complains of one that splits. */
+/*
+ * Map a chunk with a mapping for each page, to unmap some of them later. In Linux
+ * 5.10, splitting a hugetlb mapping makes lockdep report.
+ */
 static char *map_hugetlb_chunk(void)
 {
 	char *mem = pin_map(CHUNK + HUGE_PAGE, MAP_PRIVATE);
@@ -723,6 +743,7 @@ static char *map_hugetlb_chunk(void)
 	return mem;
 }
 
+/* Allocate CHUNK bytes of kind @what as number @nr. Return NULL on failure. */
 static char *make_chunk(int dev, enum kind what, int nr)
 {
 	char *mem;
@@ -741,7 +762,7 @@ static char *make_chunk(int dev, enum kind what, int nr)
 	return mem;
 }
 
-/* Finds two units of a chunk that lie in the same range. */
+/* Find two units of a chunk in the same range. Return false without any. */
 static bool find_units(const char *chunk, size_t unit, size_t *found)
 {
 	size_t i, j, nr = unit / PAGE, seen[NR_RANGES] = { 0 };
@@ -767,7 +788,10 @@ static bool find_units(const char *chunk, size_t unit, size_t *found)
 	return false;
 }
 
-/* Allocates until some of it is in a range; the rest is given back then. */
+/*
+ * Allocate chunks until one has two units in a range: the buffer and @beside.
+ * Free the rest. Return false if no chunk has.
+ */
 static bool make_in_range(struct buffer *b, enum kind what)
 {
 	size_t unit = what == BASE ? NR_PAGES * PAGE : HUGE_PAGE;
@@ -801,7 +825,10 @@ static bool make_in_range(struct buffer *b, enum kind what)
 	return what != THP_SPLIT || !mprotect(b->m.map, PAGE, PROT_READ);
 }
 
-/* Nothing but the pinned pages keeps @event from having the range to itself. */
+/*
+ * Expect that @event, which empties the range, fails with @error while pages in it
+ * are pinned, moves the unpinned ones, and succeeds once nothing is pinned.
+ */
 static void expect_in_the_way(struct __test_metadata *_metadata,
 			      enum kind what, uint32_t flags,
 			      int (*event)(struct buffer *b), int error,
@@ -812,13 +839,15 @@ static void expect_in_the_way(struct __test_metadata *_metadata,
 
 	open_device(_metadata, &b.p);
 	ASSERT_EQ(true, make_in_range(&b, what)) {
-		TH_LOG("%s: no pages there", when);
+		TH_LOG("%s: %d chunks have no two buffers in one of %zu ranges", when,
+		       NR_CHUNKS, nr_ranges);
 	}
 	pin_set(beside, 2);
 	take(&b);
 	EXPECT_EQ(error, expect_held_through(&b, event, when));
 	EXPECT_NE(range, range_of(pin_pfn(getpid(), beside))) {
-		TH_LOG("%s: what is not pinned stays, too", when);
+		TH_LOG("%s: unpinned memory is still in the range from pfn %#llx on",
+		       when, (unsigned long long)range->start);
 	}
 	give_back(&b);
 
@@ -838,7 +867,6 @@ static void expect_in_the_way(struct __test_metadata *_metadata,
 /*
  * The CMA area of the machine.
  */
-
 static bool have_cma(struct range *r)
 {
 	long start = pin_file_number(CMA "base_pfn");
@@ -848,6 +876,7 @@ static bool have_cma(struct range *r)
 	return start >= 0;
 }
 
+/* Return the size of a memory block in pages, or 0. */
 static uint64_t block_pages(void)
 {
 	FILE *file = fopen(BLOCKS "block_size_bytes", "r");
@@ -861,7 +890,7 @@ static uint64_t block_pages(void)
 	return size / PAGE;
 }
 
-/* Which node a memory block belongs to; -1 for none. */
+/* Return the node of a memory block, or -1. */
 static int node_of_block(uint64_t block)
 {
 	char name[128];
@@ -892,7 +921,10 @@ static int pin_longterm_at(struct buffer *b, char *mem)
 	return ret ? ret : pin_unpin(b->p.dev, handle, 0);
 }
 
-/* Pages leave the area for it, other than those that have a pin already. */
+/*
+ * Pin long-term: first @beside, which leaves the CMA area for it, then the buffer,
+ * which cannot leave while it has other pins.
+ */
 static int pin_longterm(struct buffer *b)
 {
 	int ret = pin_longterm_at(b, beside);
@@ -904,7 +936,7 @@ static void cma(struct __test_metadata *_metadata, enum kind what,
 		uint32_t flags, int (*event)(struct buffer *b))
 {
 	if (!have_cma(ranges) || !block_pages())
-		SKIP(return, "no CMA area, or none to be seen in debugfs");
+		SKIP(return, "no CMA area at " CMA);
 	nr_ranges = 1;
 	ranges_node = node_of_block(ranges->start / block_pages());
 	ASSERT_LE(0, ranges_node);
@@ -956,9 +988,9 @@ TEST(R22_C1_longterm_thp_write)
 }
 
 /*
- * Memory blocks that can be taken away.
+ * Memory blocks that can be taken offline.
  */
-#define PATIENCE	60	/* seconds for what is to end by itself */
+#define PATIENCE	60	/* seconds until SIGALRM ends a hanging offline */
 
 static int write_state(const char *state)
 {
@@ -973,7 +1005,7 @@ static void on_alarm(int sig)
 {
 }
 
-/* -EINTR if it did not end before a signal ended it. */
+/* Take the block offline and online. Return 0 or a negative errno, -EINTR for a hang. */
 static int offline_block(struct buffer *b)
 {
 	struct sigaction sa = { .sa_handler = on_alarm };
@@ -993,7 +1025,7 @@ static int offline_block(struct buffer *b)
 	return ret;
 }
 
-/* Whether the kernel itself has a page of a block, from the boot on. */
+/* Return true if a page of the block is reserved since boot. */
 static bool reserved(uint64_t start, uint64_t nr)
 {
 	int fd = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
@@ -1012,8 +1044,8 @@ static bool reserved(uint64_t start, uint64_t nr)
 }
 
 /*
- * Blocks of one node that can be taken away when nothing is pinned: they are in
- * ZONE_MOVABLE, with no part of a CMA area.
+ * Find blocks of one node that can be taken offline when nothing in them is
+ * pinned: blocks of ZONE_MOVABLE without a part of a CMA area.
  */
 static void find_blocks(void)
 {
@@ -1056,7 +1088,7 @@ static void hot_unplug(struct __test_metadata *_metadata, enum kind what,
 	find_blocks();
 	if (!nr_ranges)
 		SKIP(return, "no memory block in ZONE_MOVABLE");
-	/* The signal is for the thread that writes. */
+	/* Leave SIGALRM to the thread in offline_block(). */
 	sigemptyset(&set);
 	sigaddset(&set, SIGALRM);
 	pthread_sigmask(SIG_BLOCK, &set, NULL);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Misuse of pins by a driver: the kernel reports it, with the one who did it,
- * and nothing else happens (R3, R5, C3). These tests make the kernel warn,
- * which is why they are a program of their own.
+ * Test misuse of pins by a driver: the kernel reports it with its caller and
+ * changes nothing (R3, R5, C3). These tests are a program of their own because
+ * they trigger kernel warnings.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -12,9 +12,9 @@
 #include "pin_util.h"
 
 #define NR_PAGES	8
-#define NOISE		8	/* references come and go with the LRU's caches */
+#define NOISE		8	/* references that the LRU caches may hold */
 
-/* The kernel's log, from now on. */
+/* Open the kernel log at its end. */
 static int open_log(void)
 {
 	int fd = open("/dev/kmsg", O_RDONLY | O_NONBLOCK | O_CLOEXEC);
@@ -24,14 +24,14 @@ static int open_log(void)
 	return fd;
 }
 
-/* Whether the log says this, from where it was read to. */
+/* Read on in the log. Return true if a record contains @text. */
 static bool log_says(int fd, const char *text)
 {
 	char line[8192];
 	bool found = false;
 	ssize_t len;
 
-	/* EPIPE: the log has overtaken us, what comes next is fine. */
+	/* EPIPE: records were overwritten before we read them; go on. */
 	while (!found && ((len = read(fd, line, sizeof(line) - 1)) > 0 ||
 			  (len < 0 && errno == EPIPE))) {
 		line[len > 0 ? len : 0] = '\0';
@@ -44,7 +44,7 @@ FIXTURE(misuse) {
 	int dev;
 	char *mem;
 	size_t nr;
-	uint32_t got;		/* all of mem, by reference only */
+	uint32_t got;		/* handle of all of mem, plain references */
 	long long acquired, released;
 };
 
@@ -77,10 +77,10 @@ FIXTURE_SETUP(misuse)
 	self->dev = pin_open();
 	ASSERT_LE(0, self->dev);
 	if (!(pin_caps(self->dev) & FAKE_DMA_CAP_MISUSE))
-		SKIP(_exit(255), "this kernel does not stop misuse");
+		SKIP(_exit(255), "needs a kernel that reports misuse and survives it");
 	self->mem = variant->map(self->dev, &self->nr);
 	if (!self->mem)
-		SKIP(_exit(255), "no transparent huge page to be had");
+		SKIP(_exit(255), "cannot map a transparent huge page");
 	pin_fill(self->mem, self->nr, 1);
 	ASSERT_EQ(0, pin_range(self->dev, self->mem, self->nr * PAGE,
 			       FAKE_DMA_PIN_GET | FAKE_DMA_PIN_WRITE,
@@ -89,7 +89,7 @@ FIXTURE_SETUP(misuse)
 	self->released = pin_vmstat("nr_foll_pin_released");
 }
 
-/* Whatever was tried: the page is well, and pins of it still work. */
+/* After any misuse, the pages are unchanged and can still be pinned. */
 FIXTURE_TEARDOWN(misuse)
 {
 	struct fake_dma_page page;
@@ -148,7 +148,7 @@ TEST_F(misuse, R3_C3_unpin_of_what_is_not_pinned_is_reported)
 	int log = open_log(), n;
 
 	ASSERT_LE(0, log);
-	/* Reports are limited to ten in five seconds. */
+	/* The kernel limits reports to ten in five seconds: retry. */
 	for (n = 0; !reported && n < 100; n++) {
 		if (n)
 			usleep(100000);
@@ -157,12 +157,12 @@ TEST_F(misuse, R3_C3_unpin_of_what_is_not_pinned_is_reported)
 		reported = log_says(log, "pin: unpin of a page that is not pinned");
 	}
 	EXPECT_TRUE(reported);
-	/* The caller, in the report's backtrace. */
+	/* The backtrace of the report shows the caller. */
 	EXPECT_TRUE(log_says(log, " fake_dma_"));
 	close(log);
 }
 
-/* Pins of other memory do not pay for a wrong unpin of this. */
+/* A wrong unpin does not change the pins of other memory. */
 TEST_F(misuse, R3_C3_other_pins_stay)
 {
 	struct fake_dma_page page;
@@ -187,7 +187,7 @@ TEST_F(misuse, R3_C3_other_pins_stay)
 	self->released += nr;
 }
 
-/* FOLL_PIN is nobody's to set, and pin and get exclude each other. */
+/* Callers must not set FOLL_PIN, nor mix it with FOLL_GET. */
 TEST_F(misuse, R5_R6_mixed_flags_are_refused)
 {
 	const uint32_t flags[] = { 0, FAKE_DMA_PIN_GET };
@@ -197,7 +197,7 @@ TEST_F(misuse, R5_R6_mixed_flags_are_refused)
 	size_t i;
 
 	ASSERT_LE(0, log);
-	/* Each of these warnings comes once, */
+	/* The warnings below are printed once; allow them again. */
 	pin_write_file("/sys/kernel/debug/clear_warn_once", "1");
 	ASSERT_EQ(0, pin_query(self->dev, self->got, 0, 1, &before));
 	for (i = 0; i < ARRAY_SIZE(flags); i++) {
@@ -212,20 +212,21 @@ TEST_F(misuse, R5_R6_mixed_flags_are_refused)
 				       getpid() : 0,
 			};
 
-			/* It has no error to give: no page, for the device. */
+			/* This call returns 0 pages, and the device -EFAULT. */
 			expected = call == FAKE_DMA_CALL_FAST_ONLY ? -EFAULT :
 				   -EINVAL;
 			ret = pin_ioctl(self->dev, FAKE_DMA_PIN, &pin);
 			EXPECT_EQ(expected, ret) {
-				TH_LOG("call %u, %s", call, flags[i] ?
-				       "get with FOLL_PIN" :
-				       "pin with FOLL_GET");
+				TH_LOG("call %u, %s: must give %d", call,
+				       flags[i] ? "get with FOLL_PIN" :
+						  "pin with FOLL_GET",
+				       expected);
 			}
 			handle = pin.handle;
 			if (!ret)
 				pin_unpin(self->dev, handle, 0);
 		}
-		/* those of get_user_pages() and of pin_user_pages(). */
+		/* get_user_pages() or pin_user_pages() has warned. */
 		EXPECT_TRUE(log_says(log, flags[i] ? "mm/gup.c:" : "mm/pin.c:"));
 	}
 	close(log);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the tests of the pin contract share: a process that has memory pinned,
- * its children, and what the process, a child and the device have to see of it.
+ * Helpers of the tests of the pin contract: a process with pinned memory, its
+ * children, and checks of the bytes that process, child and device see.
  */
 #ifndef PIN_PROCESS_H
 #define PIN_PROCESS_H
@@ -21,26 +21,26 @@
 
 #define NR_MAX		512	/* pages pinned by any test */
 
-/* What a buffer holds when the process forks: what a child must see. */
+/* The seed of pin_fill() at the time of fork: a child must see these bytes. */
 #define AT_FORK		0xf0f0
 
-/* Pinned memory, and what parent and children need to know of it. */
+/* Pinned memory and the state that parent and children share. */
 struct pinned {
 	struct __test_metadata *test;
 	int dev;
 	uint32_t handle;
-	uint32_t seed;		/* last one used */
+	uint32_t seed;		/* the last one used */
 	char *mem;
 	size_t nr;
-	char *bounce;		/* where the device's bytes come and go */
-	atomic_int *stage;	/* how far the children may go */
-	atomic_int *arrived;
-	bool no_pagemap;	/* reading it takes PUD entries away */
+	char *bounce;		/* buffer for transfers of the device */
+	atomic_int *stage;	/* the children may go on up to this stage */
+	atomic_int *arrived;	/* number of children that have arrived */
+	bool no_pagemap;	/* reading pagemap would clear PUD entries */
 };
 
-/* A child that waits for the parent must not outlive it. */
 static pid_t parent;
 
+/* Wait for the parent to allow @stage. Exit if the parent dies. */
 static inline void wait_stage(struct pinned *p, int stage)
 {
 	while (*p->stage < stage) {
@@ -50,7 +50,7 @@ static inline void wait_stage(struct pinned *p, int stage)
 	}
 }
 
-/* A child that dies does not arrive: then there is no point in waiting. */
+/* Wait for @nr children to arrive, or for one of them to die. */
 static inline void wait_arrived(struct pinned *p, int nr)
 {
 	siginfo_t dead = { .si_pid = 0 };
@@ -92,7 +92,7 @@ static inline void *fork_here(void *arg)
 	return NULL;
 }
 
-/* Makes a child, whose exit status is what child() returns. */
+/* Create a child that exits with the return value of child(). */
 static inline pid_t make_child(enum way way, int (*child)(struct pinned *p),
 			       struct pinned *p)
 {
@@ -112,7 +112,7 @@ static inline pid_t make_child(enum way way, int (*child)(struct pinned *p),
 	return f.pid;
 }
 
-/* The child's exit status, or -1 if it came to another end. */
+/* Wait for a child. Return its exit status, or -1 if it did not exit. */
 static inline int reap(pid_t pid)
 {
 	int status;
@@ -148,18 +148,20 @@ static inline void pin(struct pinned *p, void *mem, size_t nr, uint32_t flags,
 			       &p->handle));
 }
 
-/* C1, of a device that only reads: it sees what the process writes. */
+/* C1 for an R/O pin: expect the device to read the bytes of the process. */
 static inline void expect_seen(struct pinned *p, const char *when)
 {
 	struct __test_metadata *_metadata = p->test;
 	struct fake_dma_page pages[NR_MAX];
 	size_t i, apart = 0;
+	long differs;
 
 	pin_fill(p->mem, p->nr, ++p->seed);
 	ASSERT_EQ(0, pin_read(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
-	EXPECT_EQ(-1, pin_differs(p->bounce, p->nr, p->seed)) {
-		TH_LOG("%s: the device reads other bytes than the process wrote",
-		       when);
+	differs = pin_differs(p->bounce, p->nr, p->seed);
+	EXPECT_EQ(-1, differs) {
+		TH_LOG("%s: page %ld: the device does not read the bytes that the process wrote",
+		       when, differs);
 	}
 	if (p->no_pagemap)
 		return;
@@ -167,32 +169,36 @@ static inline void expect_seen(struct pinned *p, const char *when)
 	for (i = 0; i < p->nr; i++)
 		apart += pages[i].pfn != pin_pfn(getpid(), p->mem + i * PAGE);
 	EXPECT_EQ(0, apart) {
-		TH_LOG("%s: so many pages are not the pinned ones any more",
-		       when);
+		TH_LOG("%s: %zu of %zu mapped pages are not the pinned ones",
+		       when, apart, p->nr);
 	}
 }
 
-/* C1: the process and its device are looking at the same pages. */
+/* C1: expect process and device to access the same pages, in both directions. */
 static inline void expect_identity(struct pinned *p, const char *when)
 {
 	struct __test_metadata *_metadata = p->test;
+	long differs;
 
 	expect_seen(p, when);
 	pin_fill(p->bounce, p->nr, ++p->seed);
 	ASSERT_EQ(0, pin_write(p->dev, p->handle, 0, p->bounce, p->nr * PAGE));
-	EXPECT_EQ(-1, pin_differs(p->mem, p->nr, p->seed)) {
-		TH_LOG("%s: what the device wrote does not arrive", when);
+	differs = pin_differs(p->mem, p->nr, p->seed);
+	EXPECT_EQ(-1, differs) {
+		TH_LOG("%s: page %ld: the process does not read the bytes that the device wrote",
+		       when, differs);
 	}
 }
 
-/* C2: a child sees the bytes as they were at fork. Its exit status. */
+/* C2: check that a child sees the bytes of the time of fork. Return 0 if so. */
 static inline int child_looks(struct pinned *p)
 {
 	long page = pin_differs(p->mem, p->nr, AT_FORK);
 
 	if (page < 0)
 		return 0;
-	fprintf(stderr, "# child: page %ld is not as it was at fork\n", page);
+	fprintf(stderr, "# child: page %ld of %zu has changed since fork\n", page,
+		p->nr);
 	return 1;
 }
 

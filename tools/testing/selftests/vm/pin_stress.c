@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Threads do to buffers of every kind, at random, what a process can do to its
- * memory, while a device reads and writes what they pinned of it, children share
- * it, and mm is kept busy with it. What every byte has to be is known: C1, C2 and
- * C3, under everything at once.
+ * Randomized stress of pins (C1, C2 and C3). Threads apply random operations to
+ * buffers of every kind of memory. Meanwhile a device reads and writes the pinned
+ * parts, children share the memory, and mm reclaims, migrates and merges it. An
+ * oracle knows what every word must be.
  *
  * usage: pin_stress [-s SEED] [-n OPERATIONS] [-x OPERATION]...
  *
- * The seed tells what each thread does, and in which order; not how the threads
- * meet. -x leaves an operation out, by its name, and all others as they are.
+ * The seed decides the operations of each thread and their order, but not how the
+ * threads interleave. -x skips an operation by name and leaves the others as they
+ * are.
  *
- * There is more to it with a disk to swap to (kernel argument
- * brd.rd_size=65536), two nodes (numa=fake=2), and memory that long-term pins
- * have to leave (movablecore=1G cma=64M).
+ * Swap space (kernel argument brd.rd_size=65536), two nodes (numa=fake=2) and
+ * memory that long-term pins must leave (movablecore=1G cma=64M) add events.
  */
 #define _GNU_SOURCE
 #include <linux/mempolicy.h>
@@ -28,7 +28,7 @@
 
 #include "../kselftest_harness.h"
 
-/* It comes with pin_memory.h, and is not for us: there are no cases here. */
+/* pin_memory.h includes the harness, but this program has no harness cases. */
 static int test_harness_run(int argc, char **argv) __attribute__((unused));
 
 #include "pin_memory.h"
@@ -41,20 +41,20 @@ static int test_harness_run(int argc, char **argv) __attribute__((unused));
 #define NR_CHILDREN	2	/* of a thread, at a time */
 #define NR_PINS		4	/* of a buffer, at a time */
 #define NR_HUGETLB	56	/* for copies in all children, and stale pins */
-#define NR_OFFLINE	8	/* pages that we may use up */
-#define NR_HISTORY	512	/* operations of a thread that are remembered, */
-#define NR_LAST		30	/* and told, whatever they were done to */
+#define NR_OFFLINE	8	/* pages to soft offline, at most */
+#define NR_HISTORY	512	/* operations that a thread remembers */
+#define NR_LAST		30	/* the last ones, reported whatever their buffer */
 
-/* A buffer is compared by lines: the words of one have the same value. */
+/* The oracle knows a buffer by lines: all words of a line have the same value. */
 #define LINE		64UL
 #define LINES		(PAGE / LINE)	/* of a page */
 #define WORDS		(LINE / 8)	/* of a line */
 #define MAX_PAGES	(HUGE_PAGE / PAGE)
-#define WINDOW		32	/* pages of a buffer that most is done to */
+#define WINDOW		32	/* pages of a buffer that most operations use */
 
-/* Of so many lines, one word of each is compared. */
+/* Of more lines than this, compare one word each. */
 #define SAMPLE		(16 * LINES)
-#define NR_CMA		512	/* pages that are asked for at once */
+#define NR_CMA		512	/* pages of one CMA allocation */
 
 enum buffer_kind { BUF_BASE, BUF_KSM, BUF_THP, BUF_PTES, BUF_HUGETLB, BUF_SHM };
 
@@ -76,15 +76,15 @@ struct range {
 	size_t first, nr;
 };
 
-/* A pin, of lines of a buffer */
+/* A pin of lines of a buffer */
 struct dma {
-	uint32_t handle;	/* 0: there is none */
+	uint32_t handle;	/* 0: not pinned */
 	uint32_t call;
 	size_t first, nr;
 	bool write;
-	bool wrote;		/* so the pages have to be unpinned dirty */
+	bool wrote;		/* the unpin must dirty the pages */
 	bool engine;
-	bool gone[MAX_PAGES];	/* the process unmapped these pages */
+	bool gone[MAX_PAGES];	/* stale: the process unmapped the page */
 };
 
 struct buffer {
@@ -92,21 +92,21 @@ struct buffer {
 	char *mem;
 	size_t nr;		/* pages */
 	struct dma dma[NR_PINS];
-	/* What has to be there: the words of each line, and */
+	/* The oracle: the value of each line */
 	uint64_t line[MAX_PAGES * LINES];
-	/* the first word of each page, which is the engine's */
+	/* the first word of each page, which the engine writes */
 	uint64_t stamp[MAX_PAGES];
-	/* or zeros, after MADV_FREE */
+	/* and pages that may be zero instead, after MADV_FREE */
 	bool lazy[MAX_PAGES];
 };
 
 struct child {
-	pid_t pid;		/* 0: there is none */
-	long op;		/* that forked it */
-	bool told;		/* to get on with it */
+	pid_t pid;		/* 0: not forked */
+	long op;		/* operation that forked it */
+	bool told;		/* it was told to end */
 };
 
-/* What was done to a buffer */
+/* An operation on a buffer */
 struct entry {
 	enum buffer_kind kind;
 	char text[124];
@@ -116,36 +116,36 @@ struct thread {
 	int nr;
 	pthread_t pthread;
 	uint64_t random;
-	long op;		/* that goes on, from 1 up */
-	long forked_at;		/* in a child: the operation that did */
+	long op;		/* number of the running operation, from 1 */
+	long forked_at;		/* in a child: operation that forked it */
 	int dev;
 	int pipe[2];
 	size_t piped;		/* bytes in the pipe */
-	uintptr_t where;	/* addresses nobody else uses, from here on */
+	uintptr_t where;	/* start of unused addresses of this thread */
 	char *bounce;
 	struct child child[NR_CHILDREN];
 	struct entry history[NR_HISTORY];
 	struct buffer buffer[NR_BUFFERS];
 };
 
-/* What went wrong */
+/* Kinds of failure, as exit status */
 enum fault { BYTES = 1, CALLS };
 
-/* Who wrote a word */
+/* Writers of a word */
 enum writer { BY_CPU = 1, BY_DEVICE, BY_VM_WRITEV, BY_CHILD = 8 };
 
-/* What all processes use */
+/* State that all processes share */
 struct shared {
-	atomic_flag failed;	/* somebody tells what went wrong, */
-	atomic_int fault;	/* and has told it */
-	char why[100];		/* a call failed, by whoever got to tell */
-	atomic_int go[NR_THREADS][NR_CHILDREN];	/* the child told to, by number */
+	atomic_flag failed;	/* a process reports a failure */
+	atomic_int fault;	/* the failure, when its report is complete */
+	char why[100];		/* the call that failed */
+	atomic_int go[NR_THREADS][NR_CHILDREN];	/* pid of the child told to end */
 	atomic_int offlined;
-	atomic_long merged;	/* pages KSM had, at most */
-	atomic_long longterm;	/* pins that were to be, and */
-	atomic_long refused;	/* were not */
-	atomic_long op[64];	/* how often each was done, and */
-	atomic_long us[64];	/* how long it took */
+	atomic_long merged;	/* most pages that KSM saved */
+	atomic_long longterm;	/* long-term pins tried */
+	atomic_long refused;	/* long-term pins refused */
+	atomic_long op[64];	/* runs of each operation */
+	atomic_long us[64];	/* their time in microseconds */
 };
 
 static struct thread threads[NR_THREADS];
@@ -160,7 +160,10 @@ static bool have_swap, have_nodes, have_group, have_pins, have_unlocked, left_ou
 static int uffd = -1;
 static pthread_mutex_t swap_lock = PTHREAD_MUTEX_INITIALIZER;
 
-/* Whoever else is in the middle of stdio, at fork or at the end */
+/*
+ * Print to stdout without stdio, whose locks another thread may hold at fork or at
+ * exit.
+ */
 static void say(const char *fmt, ...)
 {
 	char text[512];
@@ -176,7 +179,7 @@ static void say(const char *fmt, ...)
 		_exit(CALLS);
 }
 
-/* Adds to the line of the operation that goes on. */
+/* Append to the history line of the running operation. */
 static void note(struct thread *t, const char *fmt, ...)
 {
 	struct entry *entry = &t->history[t->op % NR_HISTORY];
@@ -188,7 +191,7 @@ static void note(struct thread *t, const char *fmt, ...)
 	va_end(args);
 }
 
-/* The first one to fail tells, and that is the end of all. */
+/* Begin the report of a failure. Only the first caller of all processes returns. */
 static void fail_begin(struct thread *t)
 {
 	static __thread bool failing;
@@ -209,14 +212,14 @@ static void fail_begin(struct thread *t)
 	say(":\n");
 }
 
-/* If there is a buffer to blame, more of what was done to it is told. */
+/* End the report with the last operations, more of them for buffer @b, and exit. */
 static _Noreturn void fail_end(struct thread *t, enum fault which,
 			       const struct buffer *b)
 {
 	long op = t->op - NR_HISTORY + 1;
 
-	say("# the last operations of this thread%s:\n",
-	    b ? ", and those before on this buffer" : "");
+	say("# the last %d operations of this thread%s:\n", NR_LAST,
+	    b ? ", and earlier ones on this buffer" : "");
 	for (op = op < 1 ? 1 : op; op <= t->op; op++) {
 		struct entry *entry = &t->history[op % NR_HISTORY];
 
@@ -227,6 +230,7 @@ static _Noreturn void fail_end(struct thread *t, enum fault which,
 	_exit(which);
 }
 
+/* Report that call @what failed with errno @ret. */
 static _Noreturn void unexpected(struct thread *t, const char *what, int ret)
 {
 	fail_begin(t);
@@ -236,14 +240,14 @@ static _Noreturn void unexpected(struct thread *t, const char *what, int ret)
 	fail_end(t, CALLS, NULL);
 }
 
-/* The same numbers for the same operation, whatever came before it. */
+/* Seed the random numbers of an operation by its number alone. */
 static void random_begin(struct thread *t)
 {
 	t->random = seed * 0xd1342543de82ef95ULL + t->nr * 0xaf251af3b0f025b5ULL +
 		    t->op * 0xda942042e4dd58b5ULL;
 }
 
-/* Below @n */
+/* Return a random number below @n. */
 static size_t some(struct thread *t, size_t n)
 {
 	uint64_t x = t->random += 0x9e3779b97f4a7c15ULL;
@@ -272,7 +276,7 @@ static struct range some_pages(struct thread *t, struct buffer *b)
 	return r;
 }
 
-/* Some of these lines, most often not too many */
+/* Choose some of the lines in @r, rarely many. */
 static struct range some_of(struct thread *t, struct range r)
 {
 	size_t skip;
@@ -301,7 +305,7 @@ static struct range dma_lines(const struct dma *d)
 	return (struct range){ d->first, d->nr };
 }
 
-/* What is written to a line tells where it comes from. */
+/* Return a value for @line that tells its writer, thread and operation. */
 static uint64_t make_value(struct thread *t, enum writer by, size_t line)
 {
 	if (t->forked_at)
@@ -313,7 +317,8 @@ static uint64_t make_value(struct thread *t, enum writer by, size_t line)
 static void say_value(const char *what, uint64_t value)
 {
 	static const char *const by[] = {
-		"nobody", "the CPU", "the device", "process_vm_writev() or the like",
+		"no writer", "the CPU", "the device",
+		"process_vm_writev(), /proc/self/mem or UFFDIO_COPY",
 	};
 	uint64_t nr = value >> 60;
 
@@ -321,7 +326,7 @@ static void say_value(const char *what, uint64_t value)
 	if (!value)
 		say(", never written\n");
 	else if (nr - 1 >= NR_THREADS)
-		say(", a stamp, or for KSM, or nobody's\n");
+		say(", a stamp, of op_fill(), or of no writer\n");
 	else
 		say(", of line %llu, by %s%s, operation %llu of thread %llu\n",
 		    (unsigned long long)value & 0xffffff,
@@ -356,13 +361,13 @@ static bool any_pinned(const struct buffer *b, struct range r)
 	return false;
 }
 
-/* Whether the engine of a pin writes to a page of it. */
+/* Return true if the engine of pin @d, once started, writes to @page. */
 static bool dma_stamps(const struct dma *d, size_t page)
 {
 	return dma_has(d, page) && page * LINES >= d->first;
 }
 
-/* An engine is at work there: its word changes at any time. */
+/* Return true if a running engine changes the first word of @page. */
 static bool page_stamped(const struct buffer *b, size_t page)
 {
 	int i;
@@ -395,7 +400,7 @@ static void say_pin(struct thread *t, const struct dma *d, size_t page)
 	    desc.refcount, desc.mapcount, desc.pincount, desc.flags);
 }
 
-/* Tells of a wrong word, that @d sees, or the process if that is NULL. */
+/* Report a wrong word, seen through pin @d, or by the process if @d is NULL. */
 static _Noreturn void wrong(struct thread *t, struct buffer *b, size_t line,
 			    size_t word, uint64_t expected, uint64_t found,
 			    const struct dma *d)
@@ -417,13 +422,13 @@ static _Noreturn void wrong(struct thread *t, struct buffer *b, size_t line,
 	    (unsigned long long)pin_pagemap(getpid(), at));
 	for (i = 0; i < NR_PINS; i++)
 		say_pin(t, &b->dma[i], page);
-	/* Some are not among the buffer's. */
+	/* op_mprotect() and op_uffd() use pins outside of b->dma. */
 	if (d && (d < b->dma || d >= b->dma + NR_PINS))
 		say_pin(t, d, page);
 	fail_end(t, BYTES, b);
 }
 
-/* The pages were taken away from the process, or never touched. */
+/* Expect zeros in pages that the process discarded or never touched. */
 static void set_zero(struct buffer *b, struct range r)
 {
 	size_t page;
@@ -439,7 +444,10 @@ static void set_zero(struct buffer *b, struct range r)
 	}
 }
 
-/* Whether MADV_FREE has taken a page away; then it is zeros for good. */
+/*
+ * Return true if reclaim has discarded @page after MADV_FREE, and expect zeros
+ * from now on.
+ */
 static bool was_freed(struct buffer *b, size_t page)
 {
 	uint64_t *word = word_at(b, page * LINES), first = pin_get(word);
@@ -452,14 +460,14 @@ static bool was_freed(struct buffer *b, size_t page)
 		if (pin_get(word + i))
 			return false;
 	set_zero(b, (struct range){ page, 1 });
-	/* Was it zero, and then set? */
+	/* settle() may have written the first word since. */
 	b->stamp[page] = pin_get(word);
 	return true;
 }
 
 /*
- * Compares lines with what has to be there. @bytes is what the device saw of
- * them through @d, or without that, they are the process' own.
+ * Compare lines with the oracle. @bytes is a copy that the device read through
+ * pin @d, or the memory of the process if @d is NULL.
  */
 static void compare(struct thread *t, struct buffer *b, struct range r,
 		    const char *bytes, const struct dma *d)
@@ -498,7 +506,7 @@ static void cpu_read(struct thread *t, struct buffer *b, struct range r)
 	compare(t, b, r, b->mem + r.first * LINE, NULL);
 }
 
-/* R2: any of the pages has to look pinned, stale or not. */
+/* Expect R2 of a random page of the pin: stale or not, it looks pinned. */
 static void look_at_page(struct thread *t, struct dma *d, struct range r)
 {
 	size_t page = (r.first + some(t, r.nr)) / LINES;
@@ -511,7 +519,8 @@ static void look_at_page(struct thread *t, struct dma *d, struct range r)
 	if (desc.flags & FAKE_DMA_PAGE_MAYBE_PINNED)
 		return;
 	fail_begin(t);
-	say("# handle %u: page %zu does not look pinned\n", d->handle, page);
+	say("# handle %u: page %zu: page_maybe_dma_pinned() is false, expected true\n",
+	    d->handle, page);
 	say_pin(t, d, page);
 	fail_end(t, BYTES, NULL);
 }
@@ -529,7 +538,10 @@ static void dev_read(struct thread *t, struct buffer *b, struct dma *d,
 		look_at_page(t, d, r);
 }
 
-/* What is pinned or written to must not go: the process has its page again. */
+/*
+ * Find out which lazily freed pages are zero, before a pin or a write. From then
+ * on, reclaim must not discard them.
+ */
 static void settle(struct thread *t, struct buffer *b, struct range pages,
 		   bool write)
 {
@@ -554,7 +566,7 @@ static struct range pages_of(struct range lines)
 	return r;
 }
 
-/* All words of a line, but the one that is the engine's */
+/* Set all words of a line, except the engine's. */
 static void set_line(uint64_t *word, size_t line, uint64_t value)
 {
 	size_t w;
@@ -574,7 +586,7 @@ static void cpu_write(struct thread *t, struct buffer *b, struct range r)
 	}
 }
 
-/* Where a transfer has to end, for that it leaves the engine's words out */
+/* Return how many lines a transfer may cover before the next engine's word. */
 static size_t part_of(struct range r, size_t line)
 {
 	size_t nr = LINES - line % LINES;
@@ -612,7 +624,7 @@ static void dev_write(struct thread *t, struct buffer *b, struct dma *d,
 	}
 }
 
-/* Any pin of the buffer that there is, or NULL. */
+/* Return a random pin of the buffer, for writing if @write, or NULL. */
 static struct dma *some_dma(struct thread *t, struct buffer *b, bool write)
 {
 	size_t i, from = some(t, NR_PINS);
@@ -626,7 +638,7 @@ static struct dma *some_dma(struct thread *t, struct buffer *b, bool write)
 	return NULL;
 }
 
-/* After something happened to the buffer: what do all see of it? */
+/* Compare random parts of the buffer, as the process and the device see it. */
 static void look(struct thread *t, struct buffer *b)
 {
 	struct range r = { .nr = b->nr };
@@ -657,7 +669,7 @@ static void look_at_all(struct thread *t)
 	}
 }
 
-/* In a child, one that is not shared with the parent for good */
+/* Return a random buffer. A child leaves out BUF_SHM, the last one. */
 static struct buffer *some_buffer(struct thread *t)
 {
 	return &t->buffer[some(t, NR_BUFFERS - !!t->forked_at)];
@@ -714,8 +726,9 @@ static int pin_by(struct thread *t, uint32_t call, char *mem, size_t len,
 }
 
 /*
- * What somebody holds cannot leave CMA; a fast pin that has others before it
- * gives those alone, without a reason.
+ * Return true if a long-term pin may fail with @ret. Pages with other references
+ * cannot leave CMA. If GUP-fast has pinned pages before such a page, it returns
+ * those alone and no reason.
  */
 static bool refused(int ret, uint32_t call)
 {
@@ -767,7 +780,7 @@ static void op_pin(struct thread *t, struct buffer *b)
 		unexpected(t, "FAKE_DMA_PIN", ret);
 	if (ret)
 		return;
-	/* Zeros or not: so it stays. Until now they may have been either. */
+	/* Lazily freed pages may be zero or not until here, and stay so. */
 	settle(t, b, pages_of(r), false);
 	*d = new;
 	if (one_in(t, 2))
@@ -829,7 +842,7 @@ static void op_dev_read(struct thread *t, struct buffer *b)
 	dev_read(t, b, d, r);
 }
 
-/* One engine a buffer, so that it is known whose stamp has to be there. */
+/* Start or stop an engine. One per buffer, so that its stamps are known. */
 static void op_engine(struct thread *t, struct buffer *b)
 {
 	struct dma *d = some_dma(t, b, true);
@@ -851,7 +864,7 @@ static void op_engine(struct thread *t, struct buffer *b)
 	d->engine = true;
 }
 
-/* Pages that KSM finds to be the same */
+/* Fill pages with one of few values, for KSM to merge. */
 static void op_fill(struct thread *t, struct buffer *b)
 {
 	uint64_t value = 0xf000000000000000ULL | some(t, 4);
@@ -873,8 +886,9 @@ static void op_fill(struct thread *t, struct buffer *b)
 }
 
 /*
- * To memory of any thread, as it keeps the bytes: mem may be elsewhere by now.
- * In a child, the other threads' memory is there and nobody looks at it.
+ * Return @b or, for an operation that keeps the bytes, the same buffer of any
+ * thread. That thread may move it meanwhile. In a child, the memory of the other
+ * threads is still there, and unused.
  */
 static struct buffer *some_foreign(struct thread *t, struct buffer *b)
 {
@@ -907,7 +921,7 @@ static bool may_unmap_part(const struct buffer *b)
 	return b->kind != BUF_HUGETLB && b->kind != BUF_SHM;
 }
 
-/* Takes memory away, now and then though it is pinned. */
+/* Discard pages, sometimes pinned ones. */
 static void op_dontneed(struct thread *t, struct buffer *b)
 {
 	struct range r = some_pages(t, b);
@@ -941,7 +955,7 @@ static void op_free(struct thread *t, struct buffer *b)
 		look(t, b);
 }
 
-/* How a mapping is to be treated: harmless to that of another thread, too. */
+/* Advise about a mapping: this keeps its bytes, so any thread's may do. */
 static void op_advise(struct thread *t, struct buffer *b)
 {
 	static const int advice[] = {
@@ -1003,7 +1017,7 @@ static void op_mprotect(struct thread *t, struct buffer *b)
 	look(t, b);
 }
 
-/* An address far below those the kernel gives out, so it can be taken again. */
+/* Return an unused address, far below the addresses that mmap() chooses. */
 static char *new_place(struct thread *t, bool aligned)
 {
 	uintptr_t place = t->where;
@@ -1025,7 +1039,7 @@ static void op_mremap(struct thread *t, struct buffer *b)
 		look(t, b);
 		return;
 	}
-	/* It is more than one mapping. */
+	/* EFAULT: the buffer has more than one mapping. */
 	if (errno != EFAULT)
 		unexpected(t, "mremap", errno);
 	if (b->nr > WINDOW)
@@ -1090,7 +1104,7 @@ static void map_buffer(struct thread *t, struct buffer *b)
 		unexpected(t, "mprotect", errno);
 }
 
-/* Other memory: pins of the old one are stale, or gone before. */
+/* Map new memory. Unpin the old one before, or leave its pins stale. */
 static void op_renew(struct thread *t, struct buffer *b)
 {
 	bool first = one_in(t, 2);
@@ -1105,7 +1119,7 @@ static void op_renew(struct thread *t, struct buffer *b)
 	note(t, " at %p", b->mem);
 }
 
-/* Writes that were to be asked about may go on. */
+/* Remove the write protection of each page that faults. */
 static void *uffd_handler(void *arg)
 {
 	struct pollfd poll_fd = { .fd = uffd, .events = POLLIN };
@@ -1138,7 +1152,10 @@ static bool uffd_init(void)
 	       !pthread_create(&pthread, NULL, uffd_handler, NULL);
 }
 
-/* It wants to have a mapping at a time, of which the range may be several. */
+/*
+ * Protect or unprotect a range. UFFDIO_WRITEPROTECT takes one mapping at a time, so
+ * go page by page if the range has several.
+ */
 static void uffd_protect(struct thread *t, struct uffdio_range range, int mode)
 {
 	struct uffdio_writeprotect wp = { .range = range, .mode = mode };
@@ -1195,7 +1212,7 @@ static void op_uffd(struct thread *t, struct buffer *b)
 	look(t, b);
 }
 
-/* The process drops pages, and has userfaultfd make new ones. */
+/* Discard pages and make new ones by UFFDIO_COPY. */
 static void op_uffd_copy(struct thread *t, struct buffer *b)
 {
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
@@ -1209,7 +1226,7 @@ static void op_uffd_copy(struct thread *t, struct buffer *b)
 	note(t, " pages %zu+%zu", r.first, r.nr);
 	reg.range.start = (uintptr_t)mem_of(b, r);
 	reg.range.len = r.nr * PAGE;
-	/* From here on, khugepaged does not make any. */
+	/* khugepaged skips registered mappings. */
 	if (ioctl(uffd, UFFDIO_REGISTER, &reg))
 		unexpected(t, "UFFDIO_REGISTER", errno);
 	if (madvise(mem_of(b, r), r.nr * PAGE, MADV_DONTNEED))
@@ -1217,11 +1234,11 @@ static void op_uffd_copy(struct thread *t, struct buffer *b)
 	set_zero(b, r);
 	for (i = 0, line = r.first * LINES; i < r.nr * LINES; i++, line++) {
 		b->line[line] = make_value(t, BY_VM_WRITEV, line);
-		pin_set(t->bounce + i * LINE, 0);	/* a stamp's place */
+		pin_set(t->bounce + i * LINE, 0);	/* the engine's word */
 		set_line((uint64_t *)(t->bounce + i * LINE), line,
 			 b->line[line]);
 	}
-	/* It, too, wants to have a mapping at a time. */
+	/* UFFDIO_COPY takes one mapping at a time, too. */
 	for (i = 0; i < reg.range.len; i += PAGE) {
 		struct uffdio_copy copy = {
 			.dst = reg.range.start + i,
@@ -1249,7 +1266,7 @@ static void op_mlock(struct thread *t, struct buffer *b)
 		unexpected(t, "munlock", errno);
 }
 
-/* The way of a debugger, who need not ask whether memory may be written to */
+/* Write through /proc/self/mem, which overrides the protection. */
 static void write_proc_mem(struct thread *t, const struct iovec *from,
 			   const struct iovec *to, size_t n)
 {
@@ -1296,7 +1313,7 @@ static void op_vm_writev(struct thread *t, struct buffer *b)
 	look(t, b);
 }
 
-/* References that are no pins */
+/* Take references that are not pins: pages in a pipe. */
 static void op_vmsplice(struct thread *t, struct buffer *b)
 {
 	struct range r = some_pages(t, b);
@@ -1308,7 +1325,7 @@ static void op_vmsplice(struct thread *t, struct buffer *b)
 		if (r.nr > 8)
 			r.nr = 8;
 		note(t, " pages %zu+%zu", r.first, r.nr);
-		/* What may go is seen as it is in the pipe, or not. */
+		/* A lazily freed page may differ in the pipe: write to it first. */
 		settle(t, b, r, true);
 		iov.iov_base = mem_of(b, r);
 		iov.iov_len = r.nr * PAGE;
@@ -1396,7 +1413,7 @@ static void op_compact(struct thread *t, struct buffer *b)
 	if (one_in(t, 2))
 		ret = pin_write_file("/proc/sys/vm/compact_memory", "1");
 	else
-		ret = cma_make_room(NR_CMA);	/* where there is none, it is fine */
+		ret = cma_make_room(NR_CMA);	/* fails without a CMA area */
 	note(t, ": %d", ret);
 	look(t, b);
 }
@@ -1435,7 +1452,7 @@ static void op_swapoff(struct thread *t, struct buffer *b)
 	if (swapoff(SWAP_DEVICE))
 		unexpected(t, "swapoff", errno);
 	look(t, b);
-	/* swap_on() has the device to itself for a while, and so has who is forked. */
+	/* swap_on() opens the device O_EXCL, and a child may inherit that: avoid it. */
 	if (swapon(SWAP_DEVICE, 0))
 		unexpected(t, "swapon", errno);
 	pthread_mutex_unlock(&swap_lock);
@@ -1447,8 +1464,8 @@ static struct op {
 	const char *name;
 	void (*run)(struct thread *t, struct buffer *b);
 	unsigned int weight;
-	bool in_child;		/* done by children, too */
-	bool off;
+	bool in_child;		/* children run it, too */
+	bool off;		/* -x */
 } ops[] = {
 	{ "pin", op_pin, 1600, true },
 	{ "unpin", op_unpin, 700, true },
@@ -1518,7 +1535,7 @@ static void do_op(struct thread *t)
 	shared->us[i] += now_us() - us;
 }
 
-/* Until the thread that forked this child says so */
+/* Wait until the forking thread calls tell_child(). */
 static void wait_go(struct thread *t, int nr)
 {
 	while (shared->go[t->nr][nr] != getpid()) {
@@ -1528,7 +1545,7 @@ static void wait_go(struct thread *t, int nr)
 	}
 }
 
-/* The oracle, like all memory, is now the child's own, and of that moment. */
+/* Run the child. Its oracle is a copy of the moment of fork, as all its memory. */
 static _Noreturn void be_child(struct thread *t, int nr)
 {
 	struct buffer *b;
@@ -1538,9 +1555,9 @@ static _Noreturn void be_child(struct thread *t, int nr)
 	t->forked_at = t->op;
 	t->dev = pin_open();
 	if (t->dev < 0)
-		unexpected(t, "the device", t->dev);
+		unexpected(t, "open " PIN_DEVICE, t->dev);
 	for (b = t->buffer; b < t->buffer + NR_BUFFERS; b++) {
-		/* Whatever an engine got to write, it must not go on. */
+		/* Take the stamps as they are: from now on, they must stay. */
 		for (page = 0; page < b->nr; page++)
 			if (page_stamped(b, page))
 				b->stamp[page] = pin_get(word_at(b, page * LINES));
@@ -1564,7 +1581,7 @@ static void reap_child(struct thread *t, struct child *c)
 
 	if (waitpid(c->pid, &status, 0) != c->pid)
 		unexpected(t, "waitpid", errno);
-	if (status) {	/* and it did not tell why */
+	if (status) {	/* it has not reported itself */
 		fail_begin(t);
 		say("# the child of operation %ld ended with status %#x\n",
 		    c->op, status);
@@ -1579,7 +1596,7 @@ static void tell_child(struct thread *t, struct child *c)
 	c->told = true;
 }
 
-/* A child is forked, then told to look once more and end, then reaped. */
+/* Fork a child, or tell it to compare once more and end, or reap it. */
 static void op_fork(struct thread *t, struct buffer *b)
 {
 	struct child *c = &t->child[some(t, NR_CHILDREN)];
@@ -1614,7 +1631,7 @@ static void *run_thread(void *arg)
 	t->where = (0x10UL + t->nr) << 40;
 	t->dev = pin_open();
 	if (t->dev < 0)
-		unexpected(t, "the device", t->dev);
+		unexpected(t, "open " PIN_DEVICE, t->dev);
 	t->bounce = pin_map_small(MAX_PAGES);
 	if (!t->bounce || pipe2(t->pipe, O_CLOEXEC))
 		unexpected(t, "pipe", errno);
@@ -1626,7 +1643,7 @@ static void *run_thread(void *arg)
 	}
 
 	while (t->op < (nr_ops + t->nr) / NR_THREADS) {
-		if (shared->fault)	/* that a child told of */
+		if (shared->fault)	/* a child's report */
 			_exit(shared->fault);
 		do_op(t);
 		n = ++nr_done;
@@ -1657,7 +1674,7 @@ static void *run_thread(void *arg)
 	return NULL;
 }
 
-/* Memory that cannot be had any more */
+/* Report a signal for memory that cannot be accessed. */
 static void on_signal(int nr, siginfo_t *info, void *context)
 {
 	if (!self)
@@ -1667,7 +1684,7 @@ static void on_signal(int nr, siginfo_t *info, void *context)
 	fail_end(self, BYTES, NULL);
 }
 
-/* The process that all is done to; gives what went wrong. */
+/* Run all threads in one process. Return an enum fault or 0. */
 static int run_process(void)
 {
 	struct sigaction action = {
@@ -1694,10 +1711,9 @@ static int run_process(void)
 	return 0;
 }
 
-#define KHUGEPAGED	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
 #define SCHED		"/proc/sys/kernel/"
 
-/* How mm is to be: as busy as it can be. Put back in the other order. */
+/* Settings that keep mm busy. pin_put_back() restores them in reverse order. */
 static const struct setting {
 	const char *name;
 	long value;
@@ -1720,11 +1736,11 @@ static void settings_set(void)
 	for (s = settings; s < settings + ARRAY_SIZE(settings); s++) {
 		pin_keep(s->name);
 		if (pin_write_number(s->name, s->value))
-			say("# no %s\n", s->name);
+			say("# %s cannot be set to %ld\n", s->name, s->value);
 	}
 }
 
-/* Our memory gets a limit of its own, which is lowered to have it reclaimed. */
+/* Make a memory cgroup, whose limit op_reclaim() lowers. Return false on failure. */
 static bool group_make(void)
 {
 	pin_write_file(GROUPS "cgroup.subtree_control", "+memory");
@@ -1732,7 +1748,7 @@ static bool group_make(void)
 	return pin_file_number(GROUP "memory.current") >= 0;
 }
 
-/* Counters that must have moved, if the kernel has them and it was to be */
+/* Counters that must grow, if the kernel has them and @if_set is unset or true */
 static struct event {
 	const char *name;
 	const bool *if_set;
@@ -1757,7 +1773,7 @@ static void events_begin(void)
 		e->before = pin_vmstat(e->name);
 }
 
-/* Whether there was something of everything. */
+/* Return true if every event came. Report all counts. */
 static bool events_came(void)
 {
 	bool all = true;
@@ -1782,7 +1798,7 @@ static void count_ops(void)
 {
 	size_t i;
 
-	say("# operation: how often, ms in all\n");
+	say("# operation: runs, total ms\n");
 	for (i = 0; i < ARRAY_SIZE(ops); i++)
 		say("# %s: %ld, %ld\n", ops[i].name, shared->op[i],
 		    shared->us[i] / 1000);
@@ -1793,7 +1809,7 @@ static bool ended_without(int status, enum fault which)
 	return WIFEXITED(status) && WEXITSTATUS(status) != which;
 }
 
-/* All that is left of children whose parent did not wait for them */
+/* Reap @pid and all orphans. Return the status of @pid. */
 static int wait_all(pid_t pid)
 {
 	int status = 0, of_child;
@@ -1870,7 +1886,8 @@ int main(int argc, char **argv)
 
 	shared = pin_map(sizeof(*shared), MAP_SHARED);
 	if (!shared)
-		ksft_exit_fail_msg("no memory\n");
+		ksft_exit_fail_msg("mmap() of %zu shared bytes failed\n",
+				   sizeof(*shared));
 	pool = pin_set_pool(NR_HUGETLB);
 	free = free_huge_pages();
 	have_swap = !swap_on();
@@ -1905,7 +1922,7 @@ int main(int argc, char **argv)
 			 "R7_R8_R10_R11_R12_R14_C1_C2_bytes\n");
 	ksft_test_result(pid > 0 && ended_without(status, CALLS),
 			 "R5_calls %s\n", shared->why);
-	/* What children left to the kernel to let go of may take a while. */
+	/* The kernel may still be dropping pins of children that ended. */
 	for (n = 0; n < 1000 && pin_held(); n++)
 		usleep(1000);
 	ksft_test_result(!pin_held(), "R4_C3_pins_balance\n");
@@ -1918,9 +1935,9 @@ int main(int argc, char **argv)
 		ksft_test_result(!swapoff(SWAP_DEVICE), "C3_swapoff\n");
 	else
 		ksft_test_result_skip("C3_swapoff: no swap space\n");
-	/* A short run need not meet them all; nor one that failed. */
+	/* A short, restricted or failed run may miss some events. */
 	if (status || left_out || nr_ops < 10000)
-		ksft_test_result_skip("R12_events: too little was done for all\n");
+		ksft_test_result_skip("R12_events: a failed, short or restricted run\n");
 	else
 		ksft_test_result(came, "R12_events\n");
 	pin_set_pool(pool);
