@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Memory of every kind that can be pinned, for tests of what happens to it.
+ * Make and drop every kind of memory that can be pinned.
  */
 #ifndef PIN_MEMORY_H
 #define PIN_MEMORY_H
@@ -9,37 +9,37 @@
 
 #include "pin_process.h"
 
-#define NR_PAGES	8	/* pinned, */
-#define FIRST		100	/* from this page on of a huge one */
-#define NR_POOL		8	/* huge pages, enough for every copy */
+#define NR_PAGES	8	/* pages that a test pins */
+#define FIRST		100	/* index of their first one in a huge page */
+#define NR_POOL		8	/* hugetlb pages, enough for every copy */
 #define SWAP_DEVICE	"/dev/ram0"
 #define CMA		"/sys/kernel/debug/cma/cma-reserved/"
 
-/* What is at the address when it is pinned. */
+/* A kind of memory, as it is just before the pin. */
 enum kind {
 	BASE,
 	SWAPPED,
 	THP,
-	THP_SPLIT,		/* mapped by page-table entries */
-	THP_PARTIAL,		/* and a part of it is unmapped */
+	THP_SPLIT,		/* PTE-mapped */
+	THP_PARTIAL,		/* PTE-mapped, and one page is unmapped */
 	THP_SWAPPED,
 	HUGETLB,
 	KSM_PAGE,
 	ZERO,
 	HUGE_ZERO,
-	FILE_PAGE,		/* of a private mapping, not written to yet */
-	FILE_HUGETLB,		/* the same, of hugetlbfs */
+	FILE_PAGE,		/* private mapping of a memfd, before any write */
+	FILE_HUGETLB,		/* the same of a hugetlb memfd */
 };
 
 struct memory {
-	char *map;		/* the whole mapping, and */
+	char *map;		/* the whole mapping */
 	size_t len;
-	char *mem;		/* the pages to look at */
-	bool swap;
-	long pool;		/* to be set again, if not negative */
+	char *mem;		/* the NR_PAGES pages of it to pin */
+	bool swap;		/* swap space is on */
+	long pool;		/* hugetlb pool to restore, unless negative */
 };
 
-/* Has CMA make room for so many pages, and gives them back. */
+/* Allocate @nr pages of the CMA area and free them. Return 0 or a negative errno. */
 static inline int cma_make_room(long nr)
 {
 	int ret = pin_write_number(CMA "alloc", nr);
@@ -49,7 +49,7 @@ static inline int cma_make_room(long nr)
 	return ret;
 }
 
-/* Makes a disk in memory, which nobody uses, the swap space. */
+/* Turn an unused RAM disk into swap space. Return 0 or a negative errno. */
 static inline int swap_on(void)
 {
 	union {
@@ -62,7 +62,7 @@ static inline int swap_on(void)
 	off_t size;
 	int fd, ret;
 
-	swapoff(SWAP_DEVICE);	/* a test that failed may have left it on */
+	swapoff(SWAP_DEVICE);	/* a failed test leaves it on */
 	fd = open(SWAP_DEVICE, O_RDWR | O_EXCL | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
@@ -74,16 +74,16 @@ static inline int swap_on(void)
 	return ret ?: swapon(SWAP_DEVICE, 0) ? -errno : 0;
 }
 
-/* Has pages get to the LRU lists that are on their way there on any CPU. */
+/* Move the pages in the pagevecs of all CPUs to the LRU lists. */
 static inline void drain_lru(void)
 {
 	pin_write_file("/proc/sys/vm/compact_memory", "1");
 }
 
 /*
- * Swaps the pages at @mem out; false if some of them stay. Reclaim finds what is
- * on the LRU lists, where each CPU puts its pages by and by, and at this call:
- * so every CPU makes it in turn.
+ * Swap out the pages at @mem. Return false if some stay in memory. Reclaim finds
+ * pages on the LRU lists only, and MADV_PAGEOUT drains the pagevecs of its own
+ * CPU only. So call it on every CPU in turn.
  */
 static inline bool swap_out(char *mem, size_t nr)
 {
@@ -108,8 +108,8 @@ static inline bool swap_out(char *mem, size_t nr)
 #define KSM	"/sys/kernel/mm/ksm/"
 
 /*
- * Has KSM look at all of memory, until it has merged these two pages, and then
- * twice more. Its settings are as before then.
+ * Run KSM until it has merged pages @one and @other, and for two more scans of
+ * all memory. Restore its settings. Return false if it does not merge them.
  */
 static inline bool ksm_merges(const char *one, const char *other)
 {
@@ -138,14 +138,51 @@ static inline bool ksm_merges(const char *one, const char *other)
 	return n < 6000;
 }
 
+#define KHUGEPAGED	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
+
+static struct {
+	const char *name;
+	long hurry, before;
+} khugepaged[] = {
+	{ KHUGEPAGED "alloc_sleep_millisecs", 0 },
+	{ KHUGEPAGED "pages_to_scan", 1000000 },
+	{ KHUGEPAGED "scan_sleep_millisecs", 0 },
+};
+
+/* Let khugepaged scan without a pause, until khugepaged_rest(). */
+static inline void khugepaged_hurry(void)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(khugepaged); i++)
+		pin_write_number(khugepaged[i].name, khugepaged[i].hurry);
+}
+
+static inline void khugepaged_rest(void)
+{
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(khugepaged); i++)
+		pin_write_number(khugepaged[i].name, khugepaged[i].before);
+}
+
 static inline void swap_off(void)
 {
 	swapoff(SWAP_DEVICE);
 }
 
-/* For main(), as pin_keep(): what making memory changes. */
+/*
+ * Restore at exit every setting that making memory changes. Call it in main()
+ * before the tests, as pin_keep().
+ */
 static inline void keep_settings(void)
 {
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(khugepaged); i++) {
+		khugepaged[i].before = pin_file_number(khugepaged[i].name);
+		pin_keep(khugepaged[i].name);
+	}
 	pin_keep(PIN_POOL);
 	pin_keep(KSM "pages_to_scan");
 	pin_keep(KSM "sleep_millisecs");
@@ -153,7 +190,7 @@ static inline void keep_settings(void)
 	atexit(swap_off);
 }
 
-/* Memory of that kind, with AT_FORK in it if it can hold anything yet. */
+/* Make memory of kind @what and fill it with AT_FORK, if writing keeps its kind. */
 static inline void make_memory(struct __test_metadata *_metadata,
 			       struct pinned *p, struct memory *m,
 			       enum kind what)
@@ -171,13 +208,14 @@ static inline void make_memory(struct __test_metadata *_metadata,
 		m->pool = pin_set_pool(NR_POOL);
 		if (pin_number("/proc/meminfo", "HugePages_Free:") < NR_POOL) {
 			pin_set_pool(m->pool);
-			SKIP(_exit(255), "no memory for %d huge pages", NR_POOL);
+			SKIP(_exit(255), "fewer than %d hugetlb pages are free",
+			     NR_POOL);
 		}
 	}
 	if (thp) {
 		m->map = pin_map_thp(p->dev, 1);
 		if (!m->map)
-			SKIP(_exit(255), "no transparent huge page to be had");
+			SKIP(_exit(255), "no transparent huge page was allocated");
 	} else if (what == HUGETLB) {
 		m->map = pin_map(m->len, MAP_PRIVATE | MAP_HUGETLB);
 	} else if (what == FILE_PAGE || what == FILE_HUGETLB) {
@@ -226,7 +264,7 @@ static inline void make_memory(struct __test_metadata *_metadata,
 	}
 	if (what == KSM_PAGE) {
 		if (madvise(m->map, m->len, MADV_MERGEABLE))
-			SKIP(_exit(255), "no KSM");
+			SKIP(_exit(255), "no CONFIG_KSM");
 		for (n = 0; n < NR_PAGES; n++)
 			memset(m->map + n * PAGE, 'k', PAGE);
 		ASSERT_EQ(true, ksm_merges(m->mem, m->mem + (NR_PAGES - 1) * PAGE));

@@ -1,48 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Huge pages that are made and taken apart around pins (R12, C1): what is
- * pinned is neither collapsed nor split, whoever asks for that, and can be once
- * it is unpinned.
+ * Collapse and split of transparent huge pages around pins (R12, C1): pinned pages
+ * are neither collapsed nor split, and unpinned ones are again.
  */
 #define _GNU_SOURCE
 #include "pin_event.h"
 
 #define SUBPAGES	(HUGE_PAGE / PAGE)
-#define AFTER		(FIRST + NR_PAGES)	/* the first page after the pinned */
-#define REST		0x7e57			/* what the other pages hold */
+#define AFTER		(FIRST + NR_PAGES)	/* index of the first page after the pinned */
+#define REST		0x7e57			/* seed of the bytes in unpinned pages */
 #define TRIES		3000
 
 #define SPLIT_ALL	"/sys/kernel/debug/split_huge_pages"
-#define KHUGEPAGED	"/sys/kernel/mm/transparent_hugepage/khugepaged/"
 
-static const char *const settings[] = {
-	KHUGEPAGED "alloc_sleep_millisecs",
-	KHUGEPAGED "pages_to_scan",
-	KHUGEPAGED "scan_sleep_millisecs",
-};
-
-static long settings_before[ARRAY_SIZE(settings)];
-
-/* A huge page, or what may become one, that is treated alike but not pinned. */
+/* An unpinned huge page, or a range for one, that each event applies to as well. */
 static char *neighbour;
-static uint64_t neighbour_pfn;	/* before khugepaged came */
+static uint64_t neighbour_pfn;	/* its first page before the collapse */
 
-static void khugepaged_hurry(void)
-{
-	pin_write_number(settings[0], 0);
-	pin_write_number(settings[1], 1000000);
-	pin_write_number(settings[2], 0);
-}
-
-static void khugepaged_rest(void)
-{
-	size_t i;
-
-	for (i = 0; i < ARRAY_SIZE(settings); i++)
-		pin_write_number(settings[i], settings_before[i]);
-}
-
-/* Whether a transparent huge page is there, however it is mapped. */
+/* Return true if a transparent huge page is mapped at @mem, by PTEs or a PMD. */
 static bool is_huge(const char *mem)
 {
 	uint64_t pfn = pin_pfn(getpid(), mem);
@@ -50,6 +25,7 @@ static bool is_huge(const char *mem)
 	return pfn && pin_page_has(pfn, KPF_THP);
 }
 
+/* Return true if the pinned pages are of a huge page, and @mem still maps it. */
 static bool is_thp(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -74,24 +50,27 @@ static void expect_rest(struct buffer *b, const char *when)
 	char *after = b->m.map + AFTER * PAGE;
 
 	EXPECT_EQ(-1, pin_differs(b->m.map, FIRST, REST)) {
-		TH_LOG("%s: a page before the pinned ones is another", when);
+		TH_LOG("%s: page %ld, before the pinned ones, has lost its bytes", when,
+		       pin_differs(b->m.map, FIRST, REST));
 	}
 	EXPECT_EQ(-1, pin_differs(after, SUBPAGES - AFTER, REST)) {
-		TH_LOG("%s: a page after the pinned ones is another", when);
+		TH_LOG("%s: page %ld after the pinned ones has lost its bytes", when,
+		       pin_differs(after, SUBPAGES - AFTER, REST));
 	}
 }
 
-/* The bytes are still there when nothing is pinned any more. */
+/* Expect the last bytes in the pages that were pinned. */
 static void expect_kept(struct buffer *b, const char *when)
 {
 	struct __test_metadata *_metadata = b->p.test;
 
 	EXPECT_EQ(-1, pin_differs(b->p.mem, NR_PAGES, b->p.seed)) {
-		TH_LOG("%s: what was pinned does not hold its bytes", when);
+		TH_LOG("%s: page %ld, pinned before, has lost its bytes", when,
+		       pin_differs(b->p.mem, NR_PAGES, b->p.seed));
 	}
 }
 
-/* khugepaged comes by on its own, too, and is not always wanted. */
+/* Exclude a mapping from khugepaged, which also runs without being asked. */
 static void keep_khugepaged_off(struct buffer *b, char *map)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -99,18 +78,19 @@ static void keep_khugepaged_off(struct buffer *b, char *map)
 	ASSERT_EQ(0, madvise(map, HUGE_PAGE, MADV_NOHUGEPAGE));
 }
 
+/* Map a huge page that khugepaged leaves alone. */
 static char *map_huge(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
 	char *mem = pin_map_thp(b->p.dev, 1);
 
 	if (!mem)
-		SKIP(_exit(255), "no transparent huge page to be had");
+		SKIP(_exit(255), "no transparent huge page was allocated");
 	keep_khugepaged_off(b, mem);
 	return mem;
 }
 
-/* Base pages, with room for a huge one that is not made yet. */
+/* Map an aligned range of base pages that khugepaged may collapse later. */
 static char *map_range(struct buffer *b)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -122,8 +102,8 @@ static char *map_range(struct buffer *b)
 }
 
 /*
- * khugepaged collapses the neighbour, and has looked at everything twice after
- * that.
+ * Run khugepaged until it has collapsed the neighbour, and for two more scans of
+ * all memory.
  */
 static int khugepaged_runs(struct buffer *b)
 {
@@ -159,10 +139,10 @@ TEST_F(event, R12_C1_collapse)
 		if (variant->kind == SWAPPED)
 			ASSERT_EQ(true, swap_out(b->m.map, SUBPAGES));
 		take(b);
-		expect_rest(b, "swapped in");
+		expect_rest(b, "after swap-in");
 		ASSERT_EQ(0, madvise(b->m.map, HUGE_PAGE, MADV_HUGEPAGE));
 	} else if (variant->kind == THP_SPLIT) {
-		/* All of the mapping alike, or khugepaged passes it by */
+		/* khugepaged skips a range of more than one mapping. */
 		ASSERT_EQ(0, mprotect(b->m.map, HUGE_PAGE,
 				      PROT_READ | PROT_WRITE));
 		fill_rest(b->m.map);
@@ -182,7 +162,8 @@ TEST_F(event, R12_C1_collapse)
 	neighbour_pfn = pin_pfn(getpid(), neighbour);
 	give_back(b);
 	EXPECT_EQ(0, khugepaged_runs(b)) {
-		TH_LOG("what is not pinned any more is not collapsed");
+		TH_LOG("khugepaged did not collapse the unpinned range in %d looks",
+		       TRIES);
 	}
 	expect_rest(b, "collapsed");
 	expect_kept(b, "collapsed");
@@ -190,7 +171,7 @@ TEST_F(event, R12_C1_collapse)
 	EXPECT_EQ(true, is_thp(b));
 }
 
-/* Splits every huge page that can be, until the neighbour was one of them. */
+/* Split all huge pages, until the neighbour is split. */
 static int split_all(struct buffer *b)
 {
 	int n, ret = 0;
@@ -223,14 +204,14 @@ TEST_F(event, R12_C1_split_all)
 	neighbour = b->m.map;
 	EXPECT_EQ(0, split_all(b));
 	EXPECT_EQ(false, is_huge(b->m.map)) {
-		TH_LOG("what is not pinned any more is not split");
+		TH_LOG("the unpinned huge page at %p is not split", b->m.map);
 	}
 	expect_kept(b, "split");
 	take(b);
 }
 
 /*
- * What only makes sense with huge pages.
+ * Events that apply to transparent huge pages only.
  */
 FIXTURE(huge) {
 	struct buffer b;
@@ -286,7 +267,7 @@ FIXTURE_VARIANT_ADD(huge, thp_split_write_slow) {
 	.call = FAKE_DMA_CALL_SLOW,
 };
 
-/* A neighbour that is mapped in the same way. */
+/* Make a neighbour that is mapped like the buffer. */
 static void make_neighbour(struct buffer *b, enum kind what)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -320,9 +301,9 @@ FIXTURE_TEARDOWN(huge)
 	drop_memory(&b->m);
 }
 
-/* Advice that splits a huge page of which it wants a part. */
+/* Advice about a part of a huge page, which splits the page. */
 static int advice;
-static size_t advised;		/* the first page of two */
+static size_t advised;		/* index of the first page of two */
 
 static int advise(struct buffer *b)
 {
@@ -346,10 +327,11 @@ TEST_F(huge, R12_C1_split_by_advice)
 			munmap(neighbour, HUGE_PAGE);
 			make_neighbour(b, variant->kind);
 			ASSERT_EQ(0, expect_held_through(b, advise,
-							 "while it is advised"));
+							 "with advice about a part"));
 			EXPECT_EQ(false, is_huge(neighbour));
 			EXPECT_EQ(true, is_thp(b)) {
-				TH_LOG("advice %d, page %zu", advice, advised);
+				TH_LOG("advice %d on pages %zu and %zu split the pinned huge page",
+				       advice, advised, advised + 1);
 			}
 		}
 	}
@@ -361,7 +343,7 @@ TEST_F(huge, R12_C1_split_by_advice)
 	take(b);
 }
 
-/* Shrinks what can be, until the neighbour was split for it. */
+/* Run the shrinkers, which split huge pages with unmapped parts. */
 static int shrink(struct buffer *b)
 {
 	int n, ret = 0;
@@ -376,7 +358,7 @@ static int page_out(struct buffer *b)
 	return madvise(b->p.mem, NR_PAGES * PAGE, MADV_PAGEOUT) ? -errno : 0;
 }
 
-/* Takes pages away from a huge one, as its process may. */
+/* Unmap or discard pages @from to @to of a huge page. Return 0 or a negative errno. */
 static int lose(char *map, size_t from, size_t to, bool unmap)
 {
 	char *mem = map + from * PAGE;
@@ -386,6 +368,7 @@ static int lose(char *map, size_t from, size_t to, bool unmap)
 	       -errno : 0;
 }
 
+/* Expect that the pages are unmapped, or zero after MADV_DONTNEED. */
 static void expect_lost(struct buffer *b, size_t from, size_t to, bool unmap)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -394,19 +377,24 @@ static void expect_lost(struct buffer *b, size_t from, size_t to, bool unmap)
 	for (i = from; i < to; i++)
 		left += !!pin_pfn(getpid(), b->m.map + i * PAGE);
 	EXPECT_EQ(0, left) {
-		TH_LOG("so many pages are still mapped");
+		TH_LOG("%zu of %zu pages are still mapped, expected 0", left, to - from);
 	}
 	if (unmap)
 		return;
 	for (i = from; i < to; i++)
 		other += !!pin_get(b->m.map + i * PAGE);
 	EXPECT_EQ(0, other) {
-		TH_LOG("so many pages were not zero");
+		TH_LOG("%zu of %zu discarded pages are not zero, expected 0", other,
+		       to - from);
 	}
-	if (from)	/* of the mapping by PTEs, the first one is read-only */
+	if (from)	/* the first page of a PTE-mapped one is read-only */
 		pin_fill(b->m.map + from * PAGE, to - from, REST);
 }
 
+/*
+ * Lose the pages before and after the pinned ones, then run shrinkers and reclaim:
+ * they split the neighbour and not the pinned huge page.
+ */
 static void lose_parts(struct buffer *b, bool before, bool after, bool unmap)
 {
 	struct __test_metadata *_metadata = b->p.test;
@@ -435,7 +423,7 @@ static void lose_parts(struct buffer *b, bool before, bool after, bool unmap)
 	EXPECT_EQ(false, is_huge(neighbour));
 	EXPECT_LT(split, pin_vmstat("thp_split_page"));
 	EXPECT_EQ(true, is_thp(b)) {
-		TH_LOG("the shrinker splits what is pinned");
+		TH_LOG("the shrinker split the pinned huge page at %p", b->p.mem);
 	}
 	ASSERT_EQ(0, expect_held_through(b, page_out, "while it is paged out"));
 	EXPECT_EQ(true, is_thp(b));
@@ -444,7 +432,8 @@ static void lose_parts(struct buffer *b, bool before, bool after, bool unmap)
 	neighbour = b->p.mem;
 	ASSERT_EQ(0, shrink(b));
 	EXPECT_EQ(false, is_huge(b->p.mem)) {
-		TH_LOG("what is not pinned any more is not split");
+		TH_LOG("the shrinker did not split the unpinned huge page at %p",
+		       b->p.mem);
 	}
 	expect_kept(b, "split");
 	for (n = 0; pin_page_lost(pfn) && n < TRIES; n++)
@@ -483,7 +472,7 @@ TEST_F(huge, R12_C1_dontneed_around)
 	lose_parts(&self->b, true, true, false);
 }
 
-/* Moves pages of the mapping, and the pinned ones are now at @pinned. */
+/* Move @len bytes of the mapping; the pinned pages are at @pinned then. */
 static void move(struct buffer *b, char *from, char *to, size_t len,
 		 char *pinned, const char *what)
 {
@@ -506,7 +495,7 @@ TEST_F(huge, R12_C1_mremap)
 	ASSERT_NE(MAP_FAILED, place);
 	place = (char *)(((uintptr_t)place + HUGE_PAGE - 1) & ~(HUGE_PAGE - 1));
 
-	/* One mapping, or it cannot be moved at once */
+	/* mremap() moves one mapping at a time: make it one. */
 	ASSERT_EQ(0, mprotect(map, HUGE_PAGE, PROT_READ | PROT_WRITE));
 	fill_rest(map);
 	move(b, map, place, HUGE_PAGE, place + FIRST * PAGE, "moved");
@@ -535,8 +524,8 @@ TEST_F(huge, R12_C1_mremap)
 }
 
 /*
- * Pins while khugepaged collapses and advice splits, all at once: any pin that
- * was had is to hold.
+ * Pin pages while khugepaged collapses their huge page and advice splits it.
+ * Every pin that succeeds must hold.
  */
 static atomic_int stop;
 
@@ -581,22 +570,16 @@ TEST_F(huge, R12_C1_pins_beside_collapse_and_split)
 	pthread_join(thread, NULL);
 	khugepaged_rest();
 	EXPECT_LT(round, 10 * TRIES) {
-		TH_LOG("only %lld splits, %lld collapses",
+		TH_LOG("%lld splits and %lld collapses in %d rounds, expected > 10 each",
 		       pin_vmstat("thp_split_page") - split,
-		       pin_vmstat("thp_collapse_alloc") - made);
+		       pin_vmstat("thp_collapse_alloc") - made, round);
 	}
 	expect_rest(b, "beside collapse and split");
 }
 
 int main(int argc, char **argv)
 {
-	size_t i;
-
 	pin_need_device();
 	keep_settings();
-	for (i = 0; i < ARRAY_SIZE(settings); i++) {
-		settings_before[i] = pin_file_number(settings[i]);
-		pin_keep(settings[i]);
-	}
 	return test_harness_run(argc, argv);
 }
