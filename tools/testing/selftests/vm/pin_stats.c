@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What can be seen of pins from outside (R15): events in /proc/vmstat, "Pinned:"
- * in smaps, a bit in kpageflags, and tracepoints.
+ * Pins as user space sees them (R15): events in /proc/vmstat, "Pinned:" in smaps,
+ * a bit in kpageflags, and tracepoints.
  */
 #define _GNU_SOURCE
 #include "pin_event.h"
@@ -10,24 +10,28 @@
 #define KPF_PINNED	27
 #endif
 #define TRACING		"/sys/kernel/debug/tracing/"
-#define NR_MAPPINGS	1100	/* a page with these is not a pinned one */
+#define NR_MAPPINGS	1100	/* more references than a pin adds */
 
 /*
- * "Pinned:" of all mappings that have a part of @mem to @end, in pages; -1
- * without any.
+ * Return the sum of "Pinned:" over all mappings that overlap @mem to @end, in
+ * pages, or -1 if no such line is there.
  */
 static long smaps_pinned(const char *mem, const char *end)
 {
 	FILE *file = fopen("/proc/self/smaps", "r");
-	unsigned long from = 0, to = 0;
+	unsigned long from = 0, to = 0, start, next;
 	long kb, found = -1;
 	char line[512];
 
 	if (!file)
 		return -1;
 	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%lx-%lx ", &from, &to) == 2)
+		/* The A of "Anonymous:" is a hex number, too. */
+		if (sscanf(line, "%lx-%lx ", &start, &next) == 2) {
+			from = start;
+			to = next;
 			continue;
+		}
 		if (from < (uintptr_t)end && to > (uintptr_t)mem &&
 		    sscanf(line, "Pinned: %ld", &kb) == 1)
 			found = (found < 0 ? 0 : found) + kb * 1024 / PAGE;
@@ -43,7 +47,7 @@ static long rollup_pinned(void)
 	return kb < 0 ? kb : kb * 1024 / PAGE;
 }
 
-/* How many of the pages have the bit in kpageflags. */
+/* Count the pages that have the bit in kpageflags. */
 static int flagged(const uint64_t *pfns)
 {
 	int i, nr = 0;
@@ -53,7 +57,7 @@ static int flagged(const uint64_t *pfns)
 	return nr;
 }
 
-/* Huge pages have their pins counted together. */
+/* Return true if all pages of a huge page count as pinned when one is. */
 static bool counts_together(enum kind kind)
 {
 	return kind == THP || kind == THP_SPLIT || kind == HUGETLB;
@@ -76,10 +80,11 @@ TEST_F(event, R15_smaps_and_kpageflags)
 	EXPECT_EQ(0, flagged(pfns));
 }
 
-/* A page of a library is not pinned, however many map it. */
+/* Map a page many times, as a library's: it counts as pinned only if it is. */
 TEST(R15_many_mappings_are_no_pins)
 {
-	int fd = memfd_create("pin_stats", MFD_CLOEXEC), i;
+	int fd = memfd_create("pin_stats", MFD_CLOEXEC), dev, i;
+	uint32_t handle;
 	char *mem = NULL;
 
 	ASSERT_LE(0, fd);
@@ -91,9 +96,19 @@ TEST(R15_many_mappings_are_no_pins)
 	}
 	EXPECT_EQ(0, smaps_pinned(mem, mem + PAGE));
 	EXPECT_EQ(0, rollup_pinned());
+
+	dev = pin_open();
+	ASSERT_LE(0, dev);
+	ASSERT_EQ(0, pin_range(dev, mem, PAGE, FAKE_DMA_PIN_WRITE,
+			       FAKE_DMA_CALL_FAST, &handle));
+	EXPECT_EQ(1, smaps_pinned(mem, mem + PAGE));
+	EXPECT_EQ(NR_MAPPINGS, rollup_pinned());
+	EXPECT_EQ(0, pin_unpin(dev, handle, 0));
+	EXPECT_EQ(0, smaps_pinned(mem, mem + PAGE));
+	EXPECT_EQ(0, rollup_pinned());
 }
 
-/* One for an entry of a page table, of whatever size. */
+/* Count reuse once for each page-table entry, whatever its size. */
 TEST_F(event, R15_pgreuse_and_pgreuse_pinned)
 {
 	bool one = variant->kind == THP || variant->kind == HUGETLB;
@@ -117,7 +132,7 @@ TEST_F(event, R15_pgreuse_and_pgreuse_pinned)
 	}
 }
 
-/* A page that is mapped for the first time is not reused. */
+/* Touch new pages: this counts neither as reuse nor as a copy. */
 TEST_F(event, R15_first_touch)
 {
 	struct buffer *b = &self->b;
@@ -131,7 +146,7 @@ TEST_F(event, R15_first_touch)
 	else
 		mem = pin_map_small(NR_PAGES);
 	ASSERT_NE(NULL, mem);
-	/* A huge page is there only once it has been touched. */
+	/* pin_map_thp() has touched the huge page: drop it. */
 	if (variant->kind == THP)
 		ASSERT_EQ(0, madvise(mem, HUGE_PAGE, MADV_DONTNEED));
 	reused = pin_vmstat("pgreuse");
@@ -156,7 +171,7 @@ TEST_F(event, R15_pgcow)
 	for (i = 0; i < NR_PAGES; i++)
 		pin_set(b->m.mem + i * PAGE, i);
 	copies = pin_vmstat("pgcow") - before;
-	/* And a few of stacks, ours and the child's. */
+	/* Allow a few copies of stack pages of both processes. */
 	EXPECT_LE(nr, copies);
 	EXPECT_GE(nr + 20, copies);
 	*b->p.stage = 1;
@@ -185,7 +200,7 @@ static void forget_trace(void)
 	close(open(TRACING "trace", O_WRONLY | O_TRUNC));
 }
 
-/* How many lines of the trace have @event, and @what in it. */
+/* Count the lines of the trace that have event @event and text @what. */
 static int traced(const char *event, const char *what)
 {
 	FILE *file = fopen(TRACING "trace", "r");
@@ -209,7 +224,7 @@ TEST_F(event, R15_tracepoints)
 	char pinned[128], unpinned[128], copied[128];
 
 	if (access(TRACING "events/pin", F_OK))
-		SKIP(return, "no trace events");
+		SKIP(return, "no " TRACING "events/pin");
 	snprintf(unpinned, sizeof(unpinned),
 		 "pfn=0x%lx npages=%d make_dirty=%d", pfn, NR_PAGES, !!b->flags);
 	snprintf(pinned, sizeof(pinned),
@@ -229,7 +244,7 @@ TEST_F(event, R15_tracepoints)
 	EXPECT_EQ(1, traced("pin_user_pages", pinned));
 	EXPECT_EQ(1, traced("pin_fork_copy", copied));
 
-	/* Without them, nothing is written. */
+	/* Disabled events write nothing. */
 	forget_trace();
 	give_back(b);
 	EXPECT_EQ(0, traced("unpin_user_pages", ""));
