@@ -9,6 +9,12 @@ export BASE
 comma := ,
 trees := $(subst $(comma), ,$(TREE))
 configs := $(subst $(comma), ,$(CONFIG))
+ifneq ($(filter-out stock baseline series,$(trees)),)
+$(error TREE=$(TREE): give stock, baseline or series, with commas between them)
+endif
+ifneq ($(filter-out release debug,$(configs)),)
+$(error CONFIG=$(CONFIG): give release or debug, with a comma between them)
+endif
 
 .PHONY: help install tree refresh kernel image run test check bisect bench compare mbox port deb clean
 .DEFAULT_GOAL := help

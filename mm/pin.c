@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Pins of user pages: taking, counting and giving them back.
+ * Pins of user pages: take them, count them, give them back.
  *
- * The page-table walks that find the pages are in mm/gup.c; the rules that the
- * counts go by are in mm/pin.h.
+ * The page-table walks that find the pages are in mm/gup.c. The rules for the
+ * counts are in mm/pin.h.
  */
+#include <linux/jiffies.h>
 #include <linux/mm.h>
 #include <linux/pagemap.h>
 #include <linux/ratelimit.h>
@@ -17,15 +18,15 @@
 #include "pin.h"
 
 /**
- * try_pin_head() - pin a compound page
- * @page: the head page, or any tail page
- * @refs: how many pins to take, not more than the page has subpages
+ * try_pin_compound() - pin a compound page
+ * @page: any page; only a compound page gets pinned
+ * @refs: how many pins to take, at most the number of subpages
  *
  * Context: any. The caller need not hold a reference to @page.
  * Return: the head page, or NULL if @page is not part of a compound page, is
- * not in use, or its count is at PIN_REF_LIMIT.
+ * not in use, changes meanwhile, or its count is at PIN_REF_LIMIT.
  */
-struct page *try_pin_head(struct page *page, int refs)
+struct page *try_pin_compound(struct page *page, int refs)
 {
 	struct page *head = compound_head(page);
 	unsigned int order = compound_order(head);
@@ -34,7 +35,10 @@ struct page *try_pin_head(struct page *page, int refs)
 	if (!order || unlikely(!pin_ref_add(head, nr)))
 		return NULL;
 
-	/* Now it cannot be split or freed. Was it, before, and made anew? */
+	/*
+	 * The reference keeps the page from being split or freed. Recheck that
+	 * it is still the same compound page.
+	 */
 	if (unlikely(compound_head(page) != head || !PageHead(head)))
 		goto changed;
 	smp_rmb();	/* pairs with prep_compound_page() */
@@ -43,7 +47,7 @@ struct page *try_pin_head(struct page *page, int refs)
 
 	if (order > 1) {
 		atomic_add(refs, compound_pincount_ptr(head));
-		/* the full barrier that mm/pin.h asks for */
+		/* Order the count before the last look at the entry. */
 		smp_mb__after_atomic();
 	}
 	return head;
@@ -53,39 +57,132 @@ changed:
 	return NULL;
 }
 
-/**
- * page_seems_pinned() - whether a page looks pinned
- * @page: any page, or subpage, in whatever state
- *
- * For statistics, for giving up early what is going to fail, and for what
- * reclaim leaves alone. Other than page_maybe_dma_pinned() this does not take a
- * small page for pinned because it is mapped a thousand times; but mappings that
- * come and go while it looks can make it miss a pin.
- *
- * Context: any.
- * Return: true if more than its mappings say so.
- */
-bool page_seems_pinned(struct page *page)
+/* Return the number of pages from @page to the end of its compound page. */
+static unsigned long pages_to_end(struct page *head, struct page *page)
 {
-	page = compound_head(page);
-	if (page_has_pincount(page))
-		return page_pincount(page) > 0;
-	/* The map count of what is never mapped may say something else. */
-	return page_ref_count(page) - max(atomic_read(&page->_mapcount) + 1, 0) >=
-	       GUP_PIN_COUNTING_BIAS;
+	return compound_nr(head) - (page_to_pfn(page) - page_to_pfn(head));
 }
 
 /**
- * unpin_head() - give pins of a page back, without a word to the statistics
+ * page_likely_pinned() - tell whether a page is pinned, not just mapped often
+ * @page: any page, or subpage, in whatever state
+ *
+ * Unlike page_maybe_dma_pinned(), this subtracts mappings from the refcount, so
+ * that 1024 mappings do not look like a pin.
+ *
+ * Each mapping has a reference. But the two counts cannot be read at one moment,
+ * so mappings that come or go meanwhile can make the map count too high, which
+ * would hide a pin. This bounds the error:
+ *
+ *  - A map count below GUP_PIN_COUNTING_BIAS / 2 is not subtracted. So a pin of a
+ *    page that has fewer mappings is never missed.
+ *  - The lower of two map counts is subtracted, read before and after the
+ *    refcount. So a pin is missed only if the map count dips at that moment:
+ *    mappings go before and others come after, each time more than the page has
+ *    references that are neither mappings nor pins. On weakly ordered machines,
+ *    each fork() in flight can add one mapping to the error.
+ *  - Every pin beyond the first takes another GUP_PIN_COUNTING_BIAS of them.
+ *
+ * A caller that protects a file page by the answer holds the page lock. The lock
+ * excludes faults that map the page, so only fork() adds mappings. The page cache
+ * and the caller have a reference each, and the buffers have one. So for a miss,
+ * while 512 entries map the page, three of its mappings go, with their references,
+ * between the first two loads, and fork() copies three entries of it between the
+ * last two; one more each if it has buffers. The loads are adjacent: that takes
+ * as many CPUs at once, or an interrupt in both gaps.
+ *
+ * Context: any.
+ * Return: true for a pinned page, within these bounds. Also true for an unpinned
+ * page of order 0 or 1 with GUP_PIN_COUNTING_BIAS or more references, if fewer
+ * than GUP_PIN_COUNTING_BIAS / 2 of them are mappings, or if
+ * GUP_PIN_COUNTING_BIAS or more of them are not. False otherwise.
+ */
+bool page_likely_pinned(struct page *page)
+{
+	int refs, mapped;
+
+	page = compound_head(page);
+	if (page_has_pincount(page))
+		return page_pincount(page) > 0;
+	if (page_ref_count(page) < GUP_PIN_COUNTING_BIAS)
+		return false;
+
+	mapped = atomic_read(&page->_mapcount) + 1;
+	smp_rmb();	/* after the map count: fork() adds the reference first */
+	refs = page_ref_count(page);
+	smp_rmb();	/* pairs with put_page() after page_remove_rmap() */
+	mapped = min(mapped, atomic_read(&page->_mapcount) + 1);
+	if (mapped < GUP_PIN_COUNTING_BIAS / 2)
+		return refs >= GUP_PIN_COUNTING_BIAS;
+	return refs - mapped >= GUP_PIN_COUNTING_BIAS;
+}
+
+/**
+ * release_page_private() - release the buffers of a file page, unless it is pinned
+ * @page: the page, locked
+ * @gfp_mask: see try_to_release_page()
+ *
+ * Call this to release the buffers or other private data of a page that is to be
+ * freed or used otherwise. The buffers of a pinned page are kept: the file system
+ * needs them when the unpin makes the page dirty.
+ *
+ * Truncation does not call this, nor do memory errors where the file system
+ * truncates the page. The page leaves its file, and the buffers would hold the
+ * page after the last unpin. Data without PG_private is released too: a network
+ * file system drops its local copy (PG_private_2) when the server has changed the
+ * file.
+ *
+ * Context: may sleep if @gfp_mask allows.
+ * Return: true if the page has no private data now.
+ */
+bool release_page_private(struct page *page, gfp_t gfp_mask)
+{
+	if (!page_has_private(page))
+		return true;
+	if (PagePrivate(page) && page->mapping && page_likely_pinned(page))
+		return false;
+	return try_to_release_page(page, gfp_mask);
+}
+EXPORT_SYMBOL_GPL(release_page_private);
+
+/* Limits for offline_pages() to migrate a pinned page: both must pass */
+#define PIN_OFFLINE_TIMEOUT	HZ
+#define PIN_OFFLINE_TRIES	10
+
+/**
+ * pin_blocks_offline() - tell offline_pages() to give up on a pinned page
+ * @state: zeroed before the first call, and kept from one call to the next
+ * @pfn: the first page that is still to be migrated
+ *
+ * Pins of I/O in flight are dropped soon. Other pins may stay.
+ *
+ * Context: process context; the caller offlines the memory of @pfn.
+ * Return: true if the same page was pinned for longer than PIN_OFFLINE_TIMEOUT
+ * and in more than PIN_OFFLINE_TRIES calls.
+ */
+bool pin_blocks_offline(struct pin_offline_state *state, unsigned long pfn)
+{
+	if (pfn != state->pfn || !page_likely_pinned(pfn_to_page(pfn))) {
+		state->pfn = pfn;
+		state->deadline = jiffies + PIN_OFFLINE_TIMEOUT;
+		state->tries = 0;
+		return false;
+	}
+	return ++state->tries > PIN_OFFLINE_TRIES &&
+	       time_after(jiffies, state->deadline);
+}
+
+/**
+ * unpin_page_refs() - give pins of a page back without updating vmstat
  * @head: a head page, or a page that is not compound
  * @refs: how many pins to give back
  *
- * Pins that the page does not have are reported, and not taken off.
+ * Report pins that the page does not have, and do not take them off.
  *
  * Context: any context in which put_page() may be called.
  * Return: the number of pins given back.
  */
-int unpin_head(struct page *head, int refs)
+int unpin_page_refs(struct page *head, int refs)
 {
 	int nr = refs, old;
 
@@ -98,7 +195,7 @@ int unpin_head(struct page *head, int refs)
 		if (nr && page_ref_sub_and_test(head, nr))
 			__put_page(head);
 	} else {
-		/* All but one reference, which may be the last of a DAX page */
+		/* Leave one reference to put_page(), which knows DAX pages. */
 		old = page_ref_count(head);
 		do {
 			nr = clamp(old / GUP_PIN_COUNTING_BIAS, 0, nr);
@@ -115,12 +212,12 @@ int unpin_head(struct page *head, int refs)
 	return nr;
 }
 
-/* Unpins an order-0 page that stays in use; leaves all others alone. */
-static __always_inline bool unpin_small(struct page *page)
+/* Unpin an order-0 page that stays in use. Leave every other page alone. */
+static __always_inline bool unpin_base_page(struct page *page)
 {
 	int old = page_ref_count(page);
 
-	/* A tail page has no references of its own. */
+	/* A tail page has no references, so the loop refuses it. */
 	if (unlikely(test_bit(PG_head, &page->flags) ||
 		     page_is_devmap_managed(page)))
 		return false;
@@ -135,13 +232,7 @@ static __always_inline bool unpin_small(struct page *page)
 	return true;
 }
 
-/* How many pages there are from @page to the end of its compound page. */
-static unsigned long pages_to_end(struct page *head, struct page *page)
-{
-	return compound_nr(head) - (page_to_pfn(page) - page_to_pfn(head));
-}
-
-/* The device is done with it: a page that is dirty by now needs no lock. */
+/* Make a pinned page dirty. Skip the page lock if it is dirty already. */
 static void unpin_dirty(struct page *page)
 {
 	page = compound_head(page);
@@ -150,8 +241,8 @@ static void unpin_dirty(struct page *page)
 }
 
 /*
- * Unpins an array of pages, with one operation for each run of consecutive
- * subpages. Returns the number of pins given back.
+ * Unpin an array of pages, with one operation for each run of consecutive
+ * subpages. Return the number of pins given back.
  */
 static __always_inline unsigned long
 unpin_array(struct page **pages, unsigned long npages, bool make_dirty)
@@ -163,7 +254,7 @@ unpin_array(struct page **pages, unsigned long npages, bool make_dirty)
 	while (pages < end) {
 		if (make_dirty)
 			unpin_dirty(*pages);
-		if (likely(unpin_small(*pages))) {
+		if (likely(unpin_base_page(*pages))) {
 			pages++;
 			continue;
 		}
@@ -172,20 +263,20 @@ unpin_array(struct page **pages, unsigned long npages, bool make_dirty)
 		if (most > 1)
 			most = min(most, pages_to_end(head, *pages));
 		for (nr = 1; nr < most; nr++)
-			if (pages[nr] != nth_page(*pages, nr))
+			if (pages[nr] != subpage_after(*pages, nr))
 				break;
-		missing += nr - unpin_head(head, nr);
+		missing += nr - unpin_page_refs(head, nr);
 		pages += nr;
 	}
 	return npages - missing;
 }
 
 /**
- * unpin_pages() - give pins back, without a word to the statistics
+ * unpin_pages() - give pins back without updating vmstat
  * @pages: the pages
  * @npages: number of pages
  *
- * For pins that no caller has seen.
+ * Use it for pins that no caller of pin_user_pages*() has seen.
  *
  * Context: any context in which put_page() may be called.
  */
@@ -202,9 +293,8 @@ void unpin_pages(struct page **pages, unsigned long npages)
  * in any order; unpin_user_pages() is cheaper for many. If the device wrote to
  * the page, use unpin_user_pages_dirty_lock() instead.
  *
- * If the page has no pin to give back, as far as its count can tell, that is
- * reported with a stack trace, and the page is left as it is. An unpin that
- * takes somebody else's pin cannot be told from theirs.
+ * If the count of the page shows no pin, warn and do nothing. If another caller
+ * has a pin, an unpin too many takes that pin and cannot be detected.
  *
  * Context: any context in which put_page() may be called.
  */
@@ -219,9 +309,9 @@ EXPORT_SYMBOL(unpin_user_page);
  * @pages: pages that pin_user_pages*() returned
  * @npages: number of pages
  *
- * For pages that the device only read: see unpin_user_pages_dirty_lock() for
- * the others. Runs of subpages that follow each other in @pages, as
- * pin_user_pages*() returns them, cost one operation each.
+ * Use it if the device only read the pages, unpin_user_pages_dirty_lock()
+ * otherwise. A run of subpages that follow each other in @pages, as
+ * pin_user_pages*() returns them, costs one operation.
  *
  * An error from pin_user_pages*() passed as @npages is reported and ignored.
  *
@@ -241,10 +331,10 @@ EXPORT_SYMBOL(unpin_user_pages);
  * unpin_user_pages_dirty_lock() - dirty an array of pages, give the pins back
  * @pages: pages that pin_user_pages*() returned
  * @npages: number of pages
- * @make_dirty: whether the device may have written to the pages
+ * @make_dirty: true if the device may have written to the pages
  *
- * With @make_dirty, pages that are clean are made dirty under the page lock
- * before they are unpinned. Without it, this is unpin_user_pages().
+ * With @make_dirty, make each clean page dirty under the page lock before it is
+ * unpinned. Without it, this is unpin_user_pages().
  *
  * Context: may sleep if @make_dirty, else as unpin_user_pages().
  */
@@ -266,10 +356,10 @@ EXPORT_SYMBOL(unpin_user_pages_dirty_lock);
  * unpin_user_page_range_dirty_lock() - dirty consecutive pages, give the pins back
  * @page: the first page
  * @npages: number of pages, consecutive in physical memory
- * @make_dirty: whether the device may have written to the pages
+ * @make_dirty: true if the device may have written to the pages
  *
- * For callers that keep ranges and not an array, such as scatterlists: every
- * page of the range must have been returned by pin_user_pages*().
+ * Use it for ranges, such as those of scatterlists. Every page of the range must
+ * have been returned by pin_user_pages*().
  *
  * Context: may sleep if @make_dirty, else as unpin_user_pages().
  */
@@ -288,29 +378,19 @@ void unpin_user_page_range_dirty_lock(struct page *page, unsigned long npages,
 		nr = min(npages - i, pages_to_end(head, next));
 		if (make_dirty)
 			unpin_dirty(head);
-		unpinned += unpin_head(head, nr);
+		unpinned += unpin_page_refs(head, nr);
 	}
 	count_vm_events(NR_FOLL_PIN_RELEASED, unpinned);
 }
 EXPORT_SYMBOL(unpin_user_page_range_dirty_lock);
 
-/*
- * Whether the flags and arguments of a pin_user_pages*() call can be had:
- * FOLL_PIN and FOLL_UNSHARE are ours to set, and exclude FOLL_GET.
- */
+/* Validate the arguments: FOLL_PIN is set here, and excludes FOLL_GET. */
 static bool pin_args_valid(struct page **pages, unsigned int gup_flags)
 {
-	return !WARN_ON_ONCE(!pages || gup_flags & (FOLL_PIN | FOLL_GET |
-						    FOLL_UNSHARE));
+	return !WARN_ON_ONCE(!pages || gup_flags & (FOLL_PIN | FOLL_GET));
 }
 
-/* A pin for writing breaks copy-on-write anyway. */
-static unsigned int pin_flags(unsigned int gup_flags)
-{
-	return (gup_flags | FOLL_PIN | FOLL_UNSHARE) ^
-	       (gup_flags & FOLL_WRITE ? FOLL_UNSHARE : 0);
-}
-
+/* Trace a pin_user_pages*() call, and return what it returns. */
 static noinline long trace_pins(unsigned long start, unsigned long nr_pages,
 				unsigned int gup_flags, struct page **pages,
 				long nr)
@@ -320,9 +400,9 @@ static noinline long trace_pins(unsigned long start, unsigned long nr_pages,
 }
 
 /*
- * Finishes a pin_user_pages*() call that pinned @nr pages, or failed with
- * that error: counts them, and gives the architecture its say on pages that a
- * device is going to use. Returns what the call returns.
+ * Finish a pin_user_pages*() call that pinned @nr pages, or failed with that
+ * error. Let the architecture make the pages accessible for the device, and
+ * count them. Return what the call returns.
  */
 static __always_inline long
 pin_finish(unsigned long start, unsigned long nr_pages, unsigned int gup_flags,
@@ -340,7 +420,7 @@ pin_finish(unsigned long start, unsigned long nr_pages, unsigned int gup_flags,
 	}
 	if (likely(nr > 0))
 		count_vm_events(NR_FOLL_PIN_ACQUIRED, nr);
-	/* A tail call: nothing else is kept for it. */
+	/* Tail call: a disabled tracepoint costs no spills. */
 	if (trace_pin_user_pages_enabled())
 		return trace_pins(start, nr_pages, gup_flags, pages, nr);
 	return nr;
@@ -357,19 +437,23 @@ pin_finish(unsigned long start, unsigned long nr_pages, unsigned int gup_flags,
  * @vmas: array of @nr_pages that receives the mapping of each page, or NULL
  *
  * The pages are faulted in as needed. Give them back with unpin_user_pages()
- * or one of its kin.
+ * or one of its variants.
  *
  * Context: mmap_lock held for reading or writing, and not dropped; may sleep.
  * @vmas are valid for as long as it is held.
  * Return: how many pages were pinned, from the first on, if any. Else, with
- * nothing pinned: 0 if @nr_pages is 0, or FOLL_NOWAIT would have had to wait,
- * -EFAULT if @start is not mapped so that @gup_flags allow, -ENOMEM if there
- * is no memory, the page has too many pins already or, with FOLL_LONGTERM,
- * cannot be moved out of a CMA area, -EOPNOTSUPP for FOLL_LONGTERM of fs-dax
- * memory, -EHWPOISON with FOLL_HWPOISON for a page with a memory error (-EFAULT
- * without), -EINTR if the process is being killed (but -EFAULT from hugetlb),
- * -EINVAL for flags that are not the caller's to set, or what
- * arch_make_page_accessible() gives.
+ * nothing pinned:
+ *
+ * * 0 if @nr_pages is 0, or FOLL_NOWAIT would have had to wait
+ * * -EFAULT if @start is not mapped as @gup_flags require
+ * * -ENOMEM if there is no memory, the page has too many pins already or, with
+ *   FOLL_LONGTERM, cannot be moved out of a CMA area
+ * * -EOPNOTSUPP for FOLL_LONGTERM of fs-dax memory
+ * * -EHWPOISON, with FOLL_HWPOISON, for a page with a memory error; -EFAULT
+ *   without the flag
+ * * -EINTR if the process is being killed; -EFAULT from hugetlb
+ * * -EINVAL for flags that callers must not set
+ * * the error of arch_make_page_accessible()
  */
 long pin_user_pages(unsigned long start, unsigned long nr_pages,
 		    unsigned int gup_flags, struct page **pages,
@@ -382,13 +466,13 @@ long pin_user_pages(unsigned long start, unsigned long nr_pages,
 
 	mm_set_has_pinned(current->mm);
 	nr = __gup_longterm_locked(current->mm, start, nr_pages, pages, vmas,
-				   pin_flags(gup_flags));
+				   gup_flags | FOLL_PIN);
 	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL(pin_user_pages);
 
 /**
- * pin_user_pages_locked() - pin pages, letting go of mmap_lock if that helps
+ * pin_user_pages_locked() - pin pages, and drop mmap_lock if that helps
  * @start: see pin_user_pages()
  * @nr_pages: see pin_user_pages()
  * @gup_flags: see pin_user_pages(); not FOLL_LONGTERM
@@ -410,20 +494,22 @@ long pin_user_pages_locked(unsigned long start, unsigned long nr_pages,
 
 	mm_set_has_pinned(current->mm);
 	nr = gup_locked(current->mm, start, nr_pages, pages, NULL, locked,
-			pin_flags(gup_flags));
+			gup_flags | FOLL_PIN);
 	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL(pin_user_pages_locked);
 
 /**
- * pin_user_pages_unlocked() - pin pages, under mmap_lock taken inside
+ * pin_user_pages_unlocked() - pin pages, and take mmap_lock for it
  * @start: see pin_user_pages()
  * @nr_pages: see pin_user_pages()
  * @pages: see pin_user_pages()
  * @gup_flags: see pin_user_pages()
  *
- * Context: mmap_lock not held; may sleep. pin_user_pages_fast() is the better
- * choice, unless a flag is wanted that it does not take.
+ * Use pin_user_pages_fast() instead, unless you want a flag that it does not
+ * take.
+ *
+ * Context: mmap_lock not held; may sleep.
  * Return: see pin_user_pages().
  */
 long pin_user_pages_unlocked(unsigned long start, unsigned long nr_pages,
@@ -435,7 +521,7 @@ long pin_user_pages_unlocked(unsigned long start, unsigned long nr_pages,
 		return -EINVAL;
 
 	mm_set_has_pinned(current->mm);
-	nr = __gup_longterm_unlocked(start, nr_pages, pin_flags(gup_flags),
+	nr = __gup_longterm_unlocked(start, nr_pages, gup_flags | FOLL_PIN,
 				     pages);
 	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
@@ -443,14 +529,14 @@ EXPORT_SYMBOL(pin_user_pages_unlocked);
 
 /**
  * pin_user_pages_remote() - pin pages of another process
- * @mm: whose pages; the caller keeps it alive
+ * @mm: the mm of that process; the caller keeps it alive
  * @start: see pin_user_pages()
  * @nr_pages: see pin_user_pages()
  * @gup_flags: see pin_user_pages()
  * @pages: see pin_user_pages()
  * @vmas: see pin_user_pages()
- * @locked: see pin_user_pages_locked(), or NULL to keep mmap_lock; with
- *	@vmas or FOLL_LONGTERM it has to be NULL
+ * @locked: see pin_user_pages_locked(), or NULL to keep mmap_lock; must be NULL
+ *	with @vmas or FOLL_LONGTERM
  *
  * Context: mmap_lock of @mm held for reading; may sleep.
  * Return: see pin_user_pages().
@@ -470,10 +556,10 @@ long pin_user_pages_remote(struct mm_struct *mm, unsigned long start,
 	gup_flags |= FOLL_REMOTE;
 	if (locked)
 		nr = gup_locked(mm, start, nr_pages, pages, vmas, locked,
-				pin_flags(gup_flags));
+				gup_flags | FOLL_PIN);
 	else
 		nr = __gup_longterm_locked(mm, start, nr_pages, pages, vmas,
-					   pin_flags(gup_flags));
+					   gup_flags | FOLL_PIN);
 	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL(pin_user_pages_remote);
@@ -486,8 +572,8 @@ EXPORT_SYMBOL(pin_user_pages_remote);
  *	pin_user_pages()
  * @pages: see pin_user_pages()
  *
- * Walks the page tables with interrupts off, and takes mmap_lock for what it
- * did not find there, and while the process forks.
+ * GUP-fast: walk the page tables with interrupts disabled. Take mmap_lock for
+ * the pages that the walk did not find, and while the process forks.
  *
  * Context: mmap_lock not held; may sleep.
  * Return: see pin_user_pages(); 0, too, for a range that wraps around.
@@ -501,8 +587,8 @@ int pin_user_pages_fast(unsigned long start, int nr_pages,
 		return -EINVAL;
 
 	mm_set_has_pinned(current->mm);
-	nr = internal_get_user_pages_fast(start, nr_pages, pin_flags(gup_flags),
-					  pages);
+	nr = internal_get_user_pages_fast(start, nr_pages,
+					  gup_flags | FOLL_PIN, pages);
 	return pin_finish(start, nr_pages, gup_flags, pages, nr);
 }
 EXPORT_SYMBOL_GPL(pin_user_pages_fast);
@@ -514,12 +600,11 @@ EXPORT_SYMBOL_GPL(pin_user_pages_fast);
  * @gup_flags: see pin_user_pages_fast()
  * @pages: see pin_user_pages()
  *
- * Without FOLL_WRITE, pins nothing of what is mapped read-only, but anonymous
- * pages that the process is known to have to itself.
+ * Without FOLL_WRITE, and if the entry is read-only, pin only an anonymous page
+ * that is known to be exclusive.
  *
- * Context: any in which there is a current->mm; does not sleep, and leaves
- * mmap_lock alone. Pins nothing on architectures without the lockless walk, and
- * while the process forks.
+ * Context: any with a current->mm; does not sleep, and leaves mmap_lock alone.
+ * Pins nothing on architectures without GUP-fast, or while the process forks.
  * Return: how many pages were pinned, from the first on; never an error.
  */
 int pin_user_pages_fast_only(unsigned long start, int nr_pages,
@@ -532,8 +617,8 @@ int pin_user_pages_fast_only(unsigned long start, int nr_pages,
 
 	mm_set_has_pinned(current->mm);
 	gup_flags |= FOLL_FAST_ONLY;
-	nr = internal_get_user_pages_fast(start, nr_pages, pin_flags(gup_flags),
-					  pages);
+	nr = internal_get_user_pages_fast(start, nr_pages,
+					  gup_flags | FOLL_PIN, pages);
 	return max(0L, pin_finish(start, nr_pages, gup_flags, pages, nr));
 }
 EXPORT_SYMBOL_GPL(pin_user_pages_fast_only);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * fork() and pinned pages: the child gets a copy, now, and the parent's entry
- * stays as it is.
+ * Copy pinned pages for the child at fork(), and leave the parent's entries as
+ * they are.
  *
- * Sharing the page, as fork does with all others, would write-protect it in
- * the parent: the parent's next write would take the copy, and leave the
- * device with a page that nobody looks at.
+ * fork() shares all other pages, and write-protects them in the parent. The
+ * parent's next write would then copy the page, and the device would go on with
+ * a page that the parent no longer maps.
  */
 #include <linux/mm.h>
 #include <linux/gfp.h>
@@ -23,7 +23,7 @@
 #include "internal.h"
 #include "pin.h"
 
-/* Charges @page, if there is one; gives it back, or NULL. */
+/* Charge @page, which may be NULL. Return it, or NULL with the page freed. */
 static struct page *charge(struct page *page, struct vm_area_struct *vma,
 			   gfp_t gfp)
 {
@@ -42,15 +42,15 @@ static struct page *charge(struct page *page, struct vm_area_struct *vma,
  * @vma: the parent's mapping
  * @addr: the address that the copy will be at
  *
- * The charge goes to the memory cgroup of the parent, as that of everything
- * that fork allocates: the child has no cgroup of its own yet.
+ * The charge goes to the memory cgroup of the parent, as everything that fork()
+ * allocates: the child has no cgroup of its own yet.
  *
  * Context: process context, no page-table lock held; may sleep.
- * Return: a charged page, or NULL if there is none to be had.
+ * Return: a charged page, or NULL if that fails.
  */
 struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr)
 {
-	/* fork() can fail: nobody is killed to make room for the child. */
+	/* fork() can fail, so nobody is killed to make room for the child. */
 	const gfp_t may_fail = __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
 
 	return charge(alloc_page_vma(GFP_HIGHUSER_MOVABLE | may_fail, vma, addr),
@@ -58,10 +58,10 @@ struct page *pin_fork_alloc(struct vm_area_struct *vma, unsigned long addr)
 }
 
 /*
- * Maps @copy, which holds the data, under the child's page-table lock. Nobody
- * shares it, so the entry is writable if the mapping is, but for what is
- * carried over: the write-protection of userfaultfd, and a clean soft-dirty
- * state, which the next write has to be seen to change.
+ * Map @copy, which holds the data, under the child's page-table lock. Nobody
+ * shares the copy, so make the entry writable if the mapping is. Carry over what
+ * the next write must report by a fault: userfaultfd write-protection and a
+ * clean soft-dirty state.
  */
 static void map_copy(struct vm_area_struct *vma, pte_t *ptep,
 		     unsigned long addr, struct page *copy, bool soft_dirty,
@@ -76,7 +76,6 @@ static void map_copy(struct vm_area_struct *vma, pte_t *ptep,
 
 	pte = pte_sw_mkyoung(mk_pte(copy, vma->vm_page_prot));
 	pte = maybe_mkwrite(pte_mkdirty(pte), vma);
-	/* Both are found out by a fault, so the entry must not be writable. */
 	if (IS_ENABLED(CONFIG_MEM_SOFT_DIRTY) && !soft_dirty)
 		pte = pte_wrprotect(pte_clear_soft_dirty(pte));
 	if (uffd_wp)
@@ -85,7 +84,7 @@ static void map_copy(struct vm_area_struct *vma, pte_t *ptep,
 }
 
 /**
- * pin_fork_copy_pte() - map a copy of a pinned page in the child
+ * pin_fork_copy_pte() - copy a pinned page that a PTE maps for the child
  * @dst_vma: the child's mapping
  * @src_vma: the parent's mapping
  * @dst_pte: the child's entry, still empty
@@ -94,10 +93,10 @@ static void map_copy(struct vm_area_struct *vma, pte_t *ptep,
  * @page: the page that @src_pte maps, anonymous
  * @copy: the page to copy it to, from pin_fork_alloc(); is the child's then
  *
- * The child's entry is writable if its mapping is, but for what is carried
- * over: see map_copy().
+ * The child's entry is writable if its mapping is, unless the next write must
+ * report something by a fault.
  *
- * Context: fork, mmap_lock of both held for writing, and both page-table locks.
+ * Context: fork(), mmap_lock of both held for writing, and both page-table locks.
  */
 void pin_fork_copy_pte(struct vm_area_struct *dst_vma,
 		       struct vm_area_struct *src_vma, pte_t *dst_pte,
@@ -114,8 +113,9 @@ void pin_fork_copy_pte(struct vm_area_struct *dst_vma,
 }
 
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
-/* A charged huge page for the child's copy, or NULL. */
-static struct page *alloc_huge(struct vm_area_struct *vma, unsigned long addr)
+/* Allocate and charge a huge page for the child's copy. Return NULL if that fails. */
+static struct page *alloc_huge_copy(struct vm_area_struct *vma,
+				    unsigned long addr)
 {
 	gfp_t gfp = alloc_hugepage_direct_gfpmask(vma);
 	struct page *page = alloc_hugepage_vma(gfp, vma, addr, HPAGE_PMD_ORDER);
@@ -125,7 +125,7 @@ static struct page *alloc_huge(struct vm_area_struct *vma, unsigned long addr)
 	return charge(page, vma, gfp);
 }
 
-/* Maps base pages in the child that are copies of the subpages of @page. */
+/* Map base pages in the child that are copies of the subpages of @page. */
 static int copy_to_base_pages(struct vm_area_struct *dst_vma,
 			      struct vm_area_struct *src_vma, pmd_t *dst_pmd,
 			      pmd_t src_pmd, unsigned long addr,
@@ -138,7 +138,11 @@ static int copy_to_base_pages(struct vm_area_struct *dst_vma,
 	int i;
 
 	mm_inc_nr_ptes(mm);
-	smp_wmb();	/* the table is empty before it can be seen to be there */
+	/*
+	 * Order the empty table before the PMD; pairs with the address
+	 * dependency of lockless walks.
+	 */
+	smp_wmb();
 	pmd_populate(mm, dst_pmd, pgtable);
 	spin_unlock(ptl);
 
@@ -160,29 +164,28 @@ static int copy_to_base_pages(struct vm_area_struct *dst_vma,
 }
 
 /**
- * pin_fork_copy_pmd() - map a copy of a pinned huge page in the child
+ * pin_fork_copy_pmd() - copy a pinned huge page that a PMD maps for the child
  * @dst_vma: the child's mapping
  * @src_vma: the parent's mapping
  * @dst_pmd: the child's entry, still empty
  * @src_pmd: the parent's entry
  * @addr: the address of the huge page
- * @page: the anonymous huge page that @src_pmd maps, or mapped when the caller
- *	held its lock; the caller has a reference
+ * @page: the anonymous huge page that @src_pmd mapped when the caller held the
+ *	lock; the caller has a reference
  * @pgtable: a page table for the child; is used up, unless -EAGAIN is returned
  *
- * The copy is a huge page if one can be had, and base pages if not. The
- * parent's entry stays a huge one. As in pin_fork_copy_pte(), the copy is
- * writable but for what has to be seen by a fault.
+ * Copy to a huge page if one can be allocated, and to base pages otherwise. The
+ * parent's entry stays a huge one. The copy is writable if the mapping is, unless
+ * the next write must report something by a fault.
  *
- * The copy is made without the page-table locks. The reference keeps @page from
- * being split, migrated or freed, and mmap_lock keeps the parent from mapping
- * anything else in its place. What may happen, by way of the reverse map, is
- * that the huge entry is replaced by a page table; or, if the page is unpinned
- * meanwhile, by a migration entry, which is shared.
+ * Copy without the page-table locks. The reference keeps @page from being split,
+ * migrated or freed. mmap_lock keeps the parent from mapping another page in its
+ * place. But an rmap walk may replace the huge entry by a page table or, once the
+ * page is unpinned, by a migration entry, which fork() shares.
  *
- * Context: fork, mmap_lock of both held for writing, no page-table lock; sleeps.
- * Return: 0, -ENOMEM, or -EAGAIN if @src_pmd does not map @page any more, and
- * nothing was done.
+ * Context: fork(), mmap_lock of both held for writing, no page-table lock; sleeps.
+ * Return: 0, -ENOMEM, or -EAGAIN, with nothing done, if @src_pmd does not map
+ * @page any more.
  */
 int pin_fork_copy_pmd(struct vm_area_struct *dst_vma,
 		      struct vm_area_struct *src_vma, pmd_t *dst_pmd,
@@ -198,14 +201,14 @@ int pin_fork_copy_pmd(struct vm_area_struct *dst_vma,
 	VM_BUG_ON_PAGE(!PageAnon(page) || !PageTransHuge(page), page);
 	VM_BUG_ON_VMA(!is_cow_mapping(src_vma->vm_flags), src_vma);
 
-	/* A process that is being killed need not copy on. */
+	/* Stop copying when the process is being killed. */
 	if (fatal_signal_pending(current)) {
 		pte_free(mm, pgtable);
 		return -ENOMEM;
 	}
 
 	copy = __transparent_hugepage_enabled(src_vma) ?
-	       alloc_huge(src_vma, addr) : NULL;
+	       alloc_huge_copy(src_vma, addr) : NULL;
 	if (copy) {
 		copy_user_huge_page(copy, page, addr, src_vma, HPAGE_PMD_NR);
 		__SetPageUptodate(copy);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Pins: user pages that a device, or another context, reads and writes behind
- * the back of the page tables.
+ * Pins: references to user pages that a device, or another context, reads and
+ * writes without going through the page tables.
  *
- * See Documentation/core-api/pin_user_pages.rst for which call to use when;
+ * See Documentation/core-api/pin_user_pages.rst for the choice of the call.
  * <linux/mm.h> includes this header.
  */
 #ifndef _LINUX_PIN_USER_PAGES_H
@@ -12,17 +12,17 @@
 #include <linux/mm.h>
 
 /*
- * What one pin adds to the reference count of a page that has no room for a
- * pin count of its own: an order-0 page, or an order-1 compound page.
+ * One pin adds this to the refcount of a page without a pin count of its own: an
+ * order-0 page or an order-1 compound page.
  *
- * Big enough that a page seldom has as many ordinary references, small enough
- * that a million pins fit below PIN_REF_LIMIT (mm/pin.h).
+ * It is big enough that a page seldom has as many ordinary references, and small
+ * enough that a million pins fit below PIN_REF_LIMIT (mm/pin.h).
  */
 #define GUP_PIN_COUNTING_BIAS	1024
 
 /*
- * Whether the compound page of @head has an exact pin count: it lives in the
- * second tail page, so the order has to be 2 or more.
+ * Return true if the compound page of @head has an exact pin count. The count
+ * lives in the second tail page, so the order has to be 2 or more.
  */
 static inline bool page_has_pincount(struct page *head)
 {
@@ -30,16 +30,16 @@ static inline bool page_has_pincount(struct page *head)
 }
 
 /**
- * page_pincount() - how many pins a page has
+ * page_pincount() - read the number of pins of a page
  * @page: the page, or any subpage of a compound page, which the caller has
  *	mapped, pinned or holds a reference to
  *
  * The pins of a compound page are counted together, at its head.
  *
- * Context: any. The value can change at once, unless the caller shuts new pins
- * out (see mm/pin.h).
- * Return: the exact number of pins of a compound page of order 2 and up. For
- * smaller pages, never less than the number of pins, but more by one for every
+ * Context: any. The value can change at once, unless the caller excludes new
+ * pins (see mm/pin.h).
+ * Return: the exact number of pins of a compound page of order 2 and up. For a
+ * smaller page, at least the number of pins, and one more for every
  * GUP_PIN_COUNTING_BIAS ordinary references.
  */
 static inline int page_pincount(struct page *page)
@@ -51,24 +51,25 @@ static inline int page_pincount(struct page *page)
 }
 
 /**
- * page_maybe_dma_pinned() - whether a device may be using a page
+ * page_maybe_dma_pinned() - tell whether a device may be using a page
  * @page: the page, or any subpage of a compound page, which the caller has
  *	mapped, pinned or holds a reference to
  *
- * Context: any. Who needs the answer to stay true has to shut new pins out
- * first; mm/pin.h has the rules.
- * Return: true for every pinned page. Also true for a page smaller than
- * order 2 that is not pinned but has GUP_PIN_COUNTING_BIAS or more ordinary
- * references. False otherwise.
+ * Context: any. If the answer has to stay true, exclude new pins first; mm/pin.h
+ * has the rules.
+ * Return: true for every pinned page. Also true for an unpinned page smaller
+ * than order 2 that has GUP_PIN_COUNTING_BIAS or more ordinary references. False
+ * otherwise.
  */
 static inline bool page_maybe_dma_pinned(struct page *page)
 {
 	return page_pincount(page) > 0;
 }
 
-bool page_seems_pinned(struct page *page);
+bool page_likely_pinned(struct page *page);
+bool release_page_private(struct page *page, gfp_t gfp_mask);
 
-/* For mm_init(): a new mm has pinned nothing. */
+/* Start a new mm without pins, in mm_init(). */
 static inline void pin_mm_init(struct mm_struct *mm)
 {
 	mm->has_pinned = false;
@@ -76,18 +77,19 @@ static inline void pin_mm_init(struct mm_struct *mm)
 }
 
 /*
- * For fork(), before it looks at the first page-table entry of @mm: from here
- * to pin_fork_end(), pin_user_pages_fast() does without its lockless walk.
+ * Keep GUP-fast from pinning pages of @mm until pin_fork_end(). fork() calls this
+ * before it looks at the first page-table entry of @mm.
  *
- * The raw calls, because the section may sleep: its readers never wait for it.
+ * Use the raw calls, because fork() sleeps in between. The readers never wait.
  */
 static inline void pin_fork_begin(struct mm_struct *mm)
 {
 	mmap_assert_write_locked(mm);
 	raw_write_seqcount_begin(&mm->write_protect_seq);
-	smp_mb();	/* (A) in mm/pin.h */
+	smp_mb();	/* (A) in mm/pin.h: pairs with try_pin_base_page() */
 }
 
+/* Let GUP-fast pin pages of @mm again. */
 static inline void pin_fork_end(struct mm_struct *mm)
 {
 	raw_write_seqcount_end(&mm->write_protect_seq);	/* (D) in mm/pin.h */

@@ -8,7 +8,7 @@
 #include <linux/mm.h>
 #include <linux/tracepoint.h>
 
-/* A call of the pin_user_pages() family, and how many pages or which error. */
+/* Trace a call of the pin_user_pages() family: its arguments, first page and result. */
 TRACE_EVENT(pin_user_pages,
 	    TP_PROTO(unsigned long start, unsigned long nr_pages,
 		     unsigned int gup_flags, struct page **pages, long ret),
@@ -32,7 +32,7 @@ TRACE_EVENT(pin_user_pages,
 		      __entry->pfn, __entry->ret)
 );
 
-/* A call of the unpin_user_pages() family; pfn is of the first page. */
+/* Trace a call of the unpin_user_pages() family: its arguments and first page. */
 TRACE_EVENT(unpin_user_pages,
 	    TP_PROTO(struct page **pages, unsigned long npages,
 		     bool make_dirty),
@@ -51,7 +51,7 @@ TRACE_EVENT(unpin_user_pages,
 		      __entry->pfn, __entry->npages, __entry->make_dirty)
 );
 
-/* fork copied a pinned page for the child. */
+/* Trace the copy of a pinned page that fork() made for the child. */
 TRACE_EVENT(pin_fork_copy,
 	    TP_PROTO(unsigned long addr, struct page *page, struct page *copy),
 
