@@ -21,13 +21,18 @@ check_series() {
 			grep -v 'leftover conflict marker' | sed "s|^|$(title "$commit"): |" || true
 	done
 	"$ROOT/pipeline/check/text.py" commits "$LINUX" "$range"
+	# A file at a kernel path that no patch brings would not be in the tree.
+	git -C "$ROOT" ls-files -c -o --exclude-standard -- '*/*' ':!patches' ':!pipeline' ':!.ci' |
+		{ grep -vxFf <(sed -n 's/^\t//p' "$ROOT/patches/series") || true; } |
+		sed 's|$|: not in patches/series: list it under the patch that brings it|'
 }
 
-# Types of complaints that checkpatch must not make:
-# FILE_PATH_CHANGES  an entry in MAINTAINERS: it has one for each directory that
-#                    our new files are in
-# CAMELCASE          other names for the kernel's own, such as __SetPageHead
-checkpatch_ignore=FILE_PATH_CHANGES,CAMELCASE
+# Types of complaints to leave out:
+# FILE_PATH_CHANGES  it asks for an entry in MAINTAINERS, which has one for each
+#                    directory that our new files are in
+# CAMELCASE          it does not know the kernel's own names, such as __SetPageHead
+# UNKNOWN_COMMIT_ID  build/linux does not have the commit that Fixes: names
+checkpatch_ignore=FILE_PATH_CHANGES,CAMELCASE,UNKNOWN_COMMIT_ID
 
 check_checkpatch() {
 	rm -rf "$CHECK/mails"

@@ -1,42 +1,42 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * The race of fork() with the lockless walk of pin_user_pages_fast(), as mm/pin.h
- * has it: who publishes has_pinned, the sequence count, the pin, and the entry.
- * pipeline/check/check model has spin look at all that can happen.
+ * Model the race of fork() with GUP-fast of pin_user_pages_fast(), as mm/pin.h
+ * describes it: has_pinned, the sequence count, the pin and the entry.
+ * pipeline/check/check model has spin try every order.
  *
- * Stores go through a store buffer of one entry per CPU for each variable, in
- * any order among variables: what a CPU wrote may be seen late by the other,
- * until a full barrier. That is weaker than any CPU that keeps single variables
- * coherent, but for loads that are early: those of the fast path that matter are
- * ordered by the barriers written beside them, and not modelled out of order.
+ * Each CPU has a store buffer with one entry for each variable. Stores leave it in
+ * any order among variables, so the other CPU may see a store late, until a full
+ * barrier. That is weaker than any CPU that keeps single variables coherent, except
+ * for early loads. Barriers order the loads of GUP-fast that matter, and the model
+ * does not reorder these.
  *
- * Two page-table entries, so that the walks can meet between them. A pin for
- * writing wants a writable entry, before and after; one for reading takes what is
- * there, and then wants the page marked as the mm's own. Fork clears both in the
- * same place, in no order that anything depends on: one variable is enough.
+ * There are two page-table entries, so that the walks can meet between them. A pin
+ * for writing needs a writable entry before and after. A R/O pin takes any entry,
+ * and then needs an exclusive page. fork() clears both in one place, and nothing
+ * depends on their order: one variable is enough.
  *
  * Faults:
- *   NO_ODD     the fast path does not look for an odd count before
- *   NO_RETRY   nor for a changed one afterwards
- *   NO_MB_A    fork has no full barrier after it made the count odd
+ *   NO_ODD     GUP-fast does not check for an odd count before the walk
+ *   NO_RETRY   GUP-fast does not check for a changed count after the walk
+ *   NO_MB_A    fork() has no full barrier after it made the count odd
  *   NO_MB_C    the pin is no full barrier
  *   NO_LATCH   has_pinned is set after the walk
  */
 #define N 2
 
-/* What is in memory */
+/* Memory */
 byte seq;
 bool has_pinned;
 byte pins[N];
-bool writable[N] = true;	/* and marked */
+bool writable[N] = true;	/* and exclusive */
 
-/* What a CPU has stored and the other does not see yet */
+/* Store buffers: stores that the other CPU does not see yet */
 bool seq_held, has_pinned_held, pin_held[N], wp_held[N];
 
-bool kept[N];		/* the fast path returned a pin of what it found */
+bool kept[N];		/* GUP-fast returned a pin of this page */
 bool fork_done, pin_done;
 
-/* A full barrier of fork, and one of the fast path: all is seen by now. */
+/* Full barriers of fork() and of GUP-fast: empty the store buffer. */
 inline fork_mb()
 {
 	d_step {
@@ -69,7 +69,7 @@ inline pin_mb()
 	}
 }
 
-/* Stores get out by themselves, each when it likes. */
+/* Let each store leave its buffer at any time. */
 active proctype drain()
 {
 end:	do
@@ -100,7 +100,7 @@ active proctype fork()
 	}
 	fork_mb();			/* (D) */
 	seq_held = true;		/* even */
-	fork_mb();			/* and mmap_lock is let go of */
+	fork_mb();			/* drops mmap_lock */
 	fork_done = true
 }
 
@@ -134,7 +134,7 @@ active proctype fast()
 #endif
 		if
 		:: writable[i] -> ok[i] = true
-		:: else ->		/* take it back */
+		:: else ->		/* back off */
 			pin_mb();
 			pins[i]--;
 			break
@@ -160,15 +160,15 @@ active proctype fast()
 	for (i : 0 .. N - 1) {
 		kept[i] = ok[i]
 	}
-slow:	/* waits for mmap_lock, and breaks the sharing that fork left behind */
+slow:	/* wait for mmap_lock, unshare the pages that fork() shared */
 	pin_mb();
 	pin_done = true
 }
 
 /*
- * R8: what the fast path pinned stays with the parent. If it was pinned before
- * fork came to it, fork copied it; if fork came first, the entry was not writable
- * any more. A pinned page that the parent shares is one that it will lose.
+ * Check that the parent keeps each page that GUP-fast pinned. If the pin came first,
+ * fork() copied the page. If fork() came first, the entry was not writable any more.
+ * The parent would lose a pinned page that it shares.
  */
 active proctype verdict()
 {

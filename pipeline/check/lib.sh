@@ -18,7 +18,7 @@ need() {
 }
 
 # step WHAT: report the progress of a long check
-step() { say "checks: $*" 2>&3; }
+step() { say "check: $*" 2>&3; }
 
 # commits: print the commits of the series in order
 commits() { git -C "$LINUX" rev-list --reverse "$range"; }

@@ -104,7 +104,7 @@ def check_words(repo, wanted):
                       for ident, author, subject, body in commits(where, those)]
     for name, text in texts:
         for number, line in enumerate(text.split("\n"), 1):
-            # What a patch leaves as it is or takes away is the kernel's.
+            # Context and removed lines of a patch are the kernel's.
             if name.endswith(".patch") and line[:1] in (" ", "-"):
                 continue
             for pattern, what in WORDS:

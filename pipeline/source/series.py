@@ -121,9 +121,9 @@ def topics_of(root, subjects):
 
     A commit is in the topic of the patch that has its subject. If no patch has it,
     the commit is in the topic of the patch that it stands in place of, or else in
-    that of the commit before it, or after it, or else in topic `new`. If the commits of a topic do not stand together,
-    the longest run of them keeps the topic, and the others join the topic before
-    them.
+    that of the commit before it, or after it, or else in topic `new`. If the commits
+    of a topic do not stand together, the longest run of them keeps the topic, and the
+    others join the topic before them.
     """
     known = {slug(Patch(root, name).subject): name.split("/")[0] for name, _ in read_series(root)}
     names = [slug(subject) for subject in subjects]
@@ -441,7 +441,7 @@ def main():
         for topic, last in dict(zip(topics_of(ROOT, subjects), commits)).items():
             print(topic, last)
     else:
-        sys.exit("usage: pipeline/source/series.py inputs|build|refresh|topics ...: base/{tree,refresh,mbox} call it")
+        sys.exit("usage: pipeline/source/series.py inputs|build|refresh|topics ...: tree, refresh and mbox call it")
 
 
 try:
