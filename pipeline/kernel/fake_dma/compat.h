@@ -21,19 +21,6 @@ static inline int page_pincount(struct page *page)
 	return page_ref_count(page) / (int)GUP_PIN_COUNTING_BIAS;
 }
 
-static inline void
-unpin_user_page_range_dirty_lock(struct page *page, unsigned long npages,
-				 bool make_dirty)
-{
-	unsigned long i;
-
-	for (i = 0; i < npages; i++) {
-		struct page *one = page + i;
-
-		unpin_user_pages_dirty_lock(&one, 1, make_dirty);
-	}
-}
-
 #else	/* baseline */
 
 #define FAKE_DMA_KERNEL_CAPS	0
@@ -64,6 +51,18 @@ static inline void unpin_user_pages(struct page **pages, unsigned long npages)
 	unpin_user_pages_dirty_lock(pages, npages, false);
 }
 
+static inline int page_pincount(struct page *page)
+{
+	return 0;
+}
+
+static inline bool page_maybe_dma_pinned(struct page *page)
+{
+	return false;
+}
+
+#endif
+
 static inline void
 unpin_user_page_range_dirty_lock(struct page *page, unsigned long npages,
 				 bool make_dirty)
@@ -76,15 +75,3 @@ unpin_user_page_range_dirty_lock(struct page *page, unsigned long npages,
 		unpin_user_pages_dirty_lock(&one, 1, make_dirty);
 	}
 }
-
-static inline int page_pincount(struct page *page)
-{
-	return 0;
-}
-
-static inline bool page_maybe_dma_pinned(struct page *page)
-{
-	return false;
-}
-
-#endif
